@@ -1,12 +1,12 @@
-"""The intrinsic loss of HRM with a manager: how far the worker's way is from the goal that it was given.
+"""Intrinsic loss of HRM with a manager: how far the direction of the worker's displacement is from its goal.
 
-    L = Σ over rows that have a goal of  c · (1 − r),     r = cos(way, goal),  c the gate
+    L = Σ over rows with a goal of  c · (1 − r),     r = cos(displacement, goal),  c the gate
 
 After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161, eq. 8). A small loss shows that goals are followed, not
-that they help: random goals are followed just as well. With `manager_mode` fun or both the manager learns goals from
-those ways that lowered the loss of their row (its eq. 7, the transition policy gradient):
+that they help: random goals are followed just as well. With `manager_mode` fun or both, the manager also learns from
+the displacements that lowered the loss of their row (eq. 7, the transition policy gradient):
 
-    L_m = −Σ over rows whose goal ends of  A · cos(way, g),     A = standardised (loss when it was given − loss now)
+    L_m = −Σ over rows whose goal ends of  A · cos(displacement, g),   A = standardised (loss at its start − loss now)
 
 Shapes: B rows, T tokens, G goal_dim.
 """
@@ -28,25 +28,22 @@ from models.recursive_reasoning.subgoal import alignment
 __all__ = ["FeudalLossConfig", "FeudalLossHead"]
 
 _SATURATED = 0.05
-_MOST_ADVANTAGE = 3.0
+_MAX_ADVANTAGE = 3.0
 
 
 class FeudalLossHead(ACTLossHead):
-    """The ACT loss plus weight · L. Of a model without a manager exactly the ACT loss and its metrics."""
+    """The ACT loss plus weight · L (plus L_m); for a model without a manager exactly the ACT loss and its metrics."""
 
     Config: ClassVar = FeudalLossConfig
 
     def __init__(self, config: FeudalLossConfig) -> None:
         super().__init__(config)
         self.weight = config.feudal_loss_weight if config.use_alignment_loss else 0.0
-        self.moves, self.factor, self.manager_weight = (
-            config.feudal_grad,
-            config.feudal_gate,
-            config.manager_loss_weight,
-        )
+        self.trains, self.gate_factor = config.feudal_grad, config.feudal_gate
+        self.manager_weight = config.manager_loss_weight
 
     def forward(self, output: ACTOutput) -> LossResult:
-        """As ACTLossHead; L is that of this pass, in evaluation the mean over the passes of the episode."""
+        """As ACTLossHead. L is that of this pass; in evaluation the mean over the passes of the episode."""
         result = super().forward(output)
         aux = output.aux
         if not aux:
@@ -64,7 +61,7 @@ class FeudalLossHead(ACTLossHead):
             result.total = result.total + self.manager_weight * manager
             more |= {"manager_loss": (manager.detach(), result.metrics["loss"][1]), "subgoal_progress": progress}
         plain, rows = result.metrics, result.metrics["loss"][1]
-        result.metrics = {  # in the order in which a console line shows them
+        result.metrics = {  # in the order of a console line
             "loss": (result.total.detach(), rows),
             "lm_loss": plain["lm_loss"],
             "feudal_loss": (loss.detach(), rows),
@@ -75,24 +72,24 @@ class FeudalLossHead(ACTLossHead):
         return result
 
     def _pass(self, aux: Aux) -> tuple[Tensor, Tensor]:
-        """(sum of L over the rows, cosine of each row [B])."""
-        ways, goal, gate, active = (aux[name] for name in ("ways", "goal", "gate", "active"))
+        """(L summed over rows, cosine of each row [B])."""
+        displacements, goal, gate, active = (aux[name] for name in ("displacements", "goal", "gate", "active"))
         cos = alignment(
-            ways.detach() if self.moves == "manager" else ways,
+            displacements.detach() if self.trains == "manager" else displacements,
             aux["valid"],
-            goal.detach() if self.moves == "worker" else goal,
+            goal.detach() if self.trains == "worker" else goal,
         )
-        factor = {"detach": gate.detach(), "none": torch.ones_like(gate), "live": gate}[self.factor]
+        factor = {"detach": gate.detach(), "none": torch.ones_like(gate), "live": gate}[self.gate_factor]
         return torch.where(active, factor * (1 - cos), torch.zeros_like(cos)).sum(), cos
 
     def _manager(self, output: ACTOutput) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(L_m, progress: sum and count of how much the loss of the rows fell under goals that end here).
+        """(L_m, progress: sum and count of the decrease of the loss under goals that end here).
 
-        A is standardised over the ending rows of the micro-batch, 0 with fewer than two. Rows that get a goal take the
-        loss of this pass with them in the carry.
+        A is standardised over the rows of the micro-batch whose goal ends; 0 with fewer than two. Rows that get a new
+        goal store the loss of this pass in the carry.
         """
         aux, carry = output.aux, output.carry
-        assert output.logits is not None  # the ACT loss refuses it
+        assert output.logits is not None  # checked by the ACT loss
         with torch.no_grad():
             labels = carry.data["labels"]
             losses = self.token_loss(output.logits, labels, dtype=self.dtype, smoothing=self.smoothing).sum(-1)
@@ -100,17 +97,18 @@ class FeudalLossHead(ACTLossHead):
             before = carry.latents["subgoal_loss"]
             carry.latents["subgoal_loss"] = torch.where(aux["emitted"], now, before)
             ends = aux["active"] & (aux["emitted"] | carry.halted)
-            count, fallen = ends.sum(), torch.where(ends, before - now, 0.0)
-            away = torch.where(ends, fallen - fallen.sum() / count.clamp(min=1), 0.0)
-            deviation = (away.square().sum() / (count - 1).clamp(min=1)).sqrt()
-            gain = (away / deviation.clamp(min=1e-6)).clamp(-_MOST_ADVANTAGE, _MOST_ADVANTAGE)
-        way = aux["ways"][:, :1].detach()  # since the goal was given
-        return -(gain * alignment(way, ends[:, None], aux["aim"])).sum(), (fallen.sum(), count)
+            count, decrease = ends.sum(), torch.where(ends, before - now, 0.0)
+            centred = torch.where(ends, decrease - decrease.sum() / count.clamp(min=1), 0.0)
+            deviation = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
+            advantage = (centred / deviation.clamp(min=1e-6)).clamp(-_MAX_ADVANTAGE, _MAX_ADVANTAGE)
+        displacement = aux["displacements"][:, :1].detach()  # since the goal was set
+        cos = alignment(displacement, ends[:, None], aux["aim"])
+        return -(advantage * cos).sum(), (decrease.sum(), count)
 
     def _episode(self, sums: Tensor, steps: Tensor) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of whole episodes from `EPISODE` [B, 5]: all their passes count alike."""
+        """Loss and metrics of whole episodes from the sums of `EPISODE` [B, 5]; all passes have equal weight."""
         active, cos, own, gate, gated = sums.unbind(-1)
-        loss = active - cos if self.factor == "none" else gate - gated
+        loss = active - cos if self.gate_factor == "none" else gate - gated
         passes, used = steps.sum(), active.sum()
         return (loss / steps.clamp(min=1)).sum(), {
             "feudal_cos": (cos.sum(), used),
@@ -122,10 +120,10 @@ class FeudalLossHead(ACTLossHead):
 
 @torch.no_grad()
 def _pass_metrics(aux: Aux, cos: Tensor, halted: Tensor) -> Metrics:
-    """(sum, count) of what shows whether the manager is used; the names never change within a run.
+    """(sum, count) of metrics of the manager; the set of names is the same throughout a run.
 
-    Means are over rows with a goal. Statistics between rows (std, pairwise cosine, participation ratio) are those of
-    each micro-batch, averaged.
+    Means are over rows with a goal. Statistics across rows (std, pairwise cosine, participation ratio) are computed per
+    micro-batch and averaged.
     """
     active, gate, goal = aux["active"], aux["gate"], aux["goal"]
     used, rows = active.sum(), torch.full((), active.shape[0], device=active.device)
@@ -157,14 +155,15 @@ def _sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _pairwise(vectors: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the cosines of all ordered pairs of different rows: |Σ unit|² − Σ |unit|²."""
+    """Sum of the cosines over ordered pairs of different rows: |Σ unit|² − Σ |unit|²."""
     unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12) * mask[:, None]
     pairs: Tensor = unit.sum(0).square().sum() - unit.square().sum()
     return pairs
 
 
 def _participation(vectors: Tensor, mask: Tensor) -> Tensor:
-    """(Σλ)² / Σλ² of the covariance of the rows: about how many directions they fill. 1 where all are one."""
+    """Participation ratio (Σλ)² / Σλ² of the covariance of the rows: the effective number of directions; 1 if all rows
+    are equal."""
     kept = mask[:, None].to(vectors.dtype)
     centred = (vectors - (vectors * kept).sum(0) / kept.sum().clamp(min=1)) * kept
     gram = centred @ centred.T

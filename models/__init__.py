@@ -1,2 +1,2 @@
-"""Neural networks. Nothing here imports another package of ours: a file can be read, copied and tested with
-torch alone."""
+"""Neural networks. Imports no other package of this project, so a file can be read, copied and tested with torch
+alone."""

@@ -1,9 +1,7 @@
-"""One learned vector per puzzle, stored as a buffer: the table may have a million rows of which a step
-touches a few.
+"""Sparse embedding table, one learned vector per puzzle: up to a million rows, of which a step touches a few.
 
-The table is not a parameter: no dense gradient, no Adam moments, no EMA. A training pass gathers its rows into a
-fresh leaf tensor; after the backward pass the optimizer asks `take_pending()` for the identifiers and their
-gradient rows.
+The table is a buffer, not a parameter: no dense gradient, no Adam moments, no EMA. A training pass gathers its rows
+into a new leaf tensor; after the backward pass the optimizer gets identifiers and row gradients from `take_pending()`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SparseEmbedding(nn.Module):
-    """Table `weights` [N, E], float32, zeros at the start, persistent. Any batch size works."""
+    """Table `weights` [N, E], float32, initially zero. Works with any batch size."""
 
     weights: Tensor
 
@@ -23,10 +21,9 @@ class SparseEmbedding(nn.Module):
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [B] int -> rows [B, E] in the table's dtype.
+        """Look up rows [B, E] for ids [B] int, in the table's dtype.
 
-        With gradients on in training mode the rows are a new leaf that is kept in `pending` (one entry per
-        micro-batch).
+        In training mode with gradients enabled the rows are a new leaf, kept in `pending` (one entry per micro-batch).
         """
         rows = self.weights[ids.long()]
         if self.training and torch.is_grad_enabled():
@@ -35,13 +32,13 @@ class SparseEmbedding(nn.Module):
         return rows
 
     def take_pending(self) -> tuple[Tensor, Tensor]:
-        """Hand over (ids [n] int32, gradient rows [n, E]) of all passes since the last call, and forget them.
+        """Return and clear (ids [n] int32, row gradients [n, E]) of all passes since the last call.
 
-        A pass that took part in no backward counts as zero gradient.
+        Passes without a backward pass have zero gradient.
         """
-        taken, self.pending = self.pending, []
-        if not taken:
+        pending, self.pending = self.pending, []
+        if not pending:
             return self.weights.new_empty(0, dtype=torch.int32), self.weights.new_empty(0, self.weights.shape[1])
-        ids = torch.cat([ids for ids, _ in taken])
-        grads = [torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in taken]
+        ids = torch.cat([ids for ids, _ in pending])
+        grads = [torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in pending]
         return ids, torch.cat(grads)

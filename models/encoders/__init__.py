@@ -1,7 +1,7 @@
-"""Encoders of demonstrations: the pairs of a task in, a context of T tokens out, in place of a learned task embedding.
+"""Demonstration encoders: from the input-output pairs of a task to T context tokens that replace a task embedding.
 
 Shape legend: B rows, K demonstrations of a row, S cells of a grid, N pairs that exist, L positions of a pair, D width,
-T context tokens, Z latent numbers. A further encoder is one file in kinds/.
+T context tokens, Z latent dimensions. To add an encoder, add one file to kinds/.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From the vectors of K demonstrations to one vector or T tokens; each treats the demonstrations as a set.
+"""Aggregate the vectors of K demonstrations, as a set, to one vector or T tokens.
 
-    mean              the mean of those that exist
-    set_transformer   blocks of self-attention among them, then their mean (Lee et al. 2019, arXiv 1810.00825)
-    cross_attention   T learned queries that attend to them, each query one token of the context
+    mean              masked mean
+    set_transformer   self-attention among the demonstrations, then their mean (Lee et al. 2019, arXiv 1810.00825)
+    cross_attention   T learned queries attend to the demonstrations; each becomes one context token
 
 Shapes: B rows, K demonstrations, D width, T context tokens, h heads.
 """
@@ -20,14 +20,14 @@ from models.layers import CastedLinear, SwiGLU, rms_norm, trunc_normal_
 
 
 def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
-    """[B, K, W], [B, K] bool -> [B, W]; zero for a row without any."""
+    """Mean of vectors [B, K, W] over mask [B, K] -> [B, W]; zero for rows with an empty mask."""
     weight = mask.unsqueeze(-1).to(vectors.dtype)
     total: Tensor = (vectors * weight).sum(1)
     return total / weight.sum(1).clamp(min=1)
 
 
 def readable(mask: Tensor) -> Tensor:
-    """The mask with every place of an empty row, so that attention has something to read (zeros)."""
+    """The mask, all true in empty rows: attention over no keys would give NaN, over zeros it gives zeros."""
     return mask | ~mask.any(dim=1, keepdim=True)
 
 
@@ -82,7 +82,7 @@ class CrossBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """[B, K, D] -> [B, T, D]. Queries of a small `query_init` begin as one token T times (spec: cosine 0.999)."""
+    """[B, K, D] -> [B, T, D]. With a small `query_init` all T tokens start out alike (cosine 0.999)."""
 
     def __init__(self, config: Any, attention: str) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""A latent with the prior N(0, I): the heads of its posterior, a sample of it, and its KL divergence.
+"""A latent with prior N(0, I): posterior heads, sampling, and KL divergence.
 
     z = μ + σ ε in training, μ in evaluation;     KL = Σ_Z ½ (μ² + σ² − 1 − log σ²)          (Kingma & Welling 2014)
 
-Shapes: B rows, W input width, Z latent numbers.
+Shapes: B rows, W input width, Z latent dimensions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from models.layers import CastedLinear, rms_norm
 
-_LOGVAR = 10.0  # |log σ²| is kept below: its exponential cannot overflow
+_LOGVAR = 10.0  # bound on |log σ²|, so that its exponential cannot overflow
 
 
 class Posterior(nn.Module):
-    """[..., W] -> μ, log σ² [..., Z], at least float32. log σ² begins at 0, the prior's."""
+    """[..., W] -> μ, log σ² [..., Z], at least float32. log σ² starts at 0, as in the prior."""
 
     def __init__(self, width: int, latent: int, eps: float) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class Posterior(nn.Module):
 
 
 def sample(mu: Tensor, variance: Tensor, noise: Tensor | None) -> Tensor:
-    """μ + σ ε for `variance` [B, Z], 0 in a row without demonstrations; `noise` [B, Z], from torch's global generator
-    where it is None."""
-    some = variance > 0
-    sigma = torch.where(some, variance, 1.0).sqrt() * some  # the root of 0 has an infinite slope
+    """Sample μ + σ ε with variance [B, Z] (0 in rows without demonstrations) and ε = `noise` [B, Z], or from torch's
+    global generator if None."""
+    positive = variance > 0
+    sigma = torch.where(positive, variance, 1.0).sqrt() * positive  # sqrt has an infinite gradient at 0
     return mu + sigma * (torch.randn_like(mu) if noise is None else noise.to(mu.dtype))
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(0, 1)) summed over the last axis. Check: μ 1, log σ² 0 -> 0.5 for each number."""
+    """KL(N(μ, σ²) ‖ N(0, 1)), summed over the last axis. Check: μ = 1, log σ² = 0 -> 0.5 per dimension."""
     return 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar).sum(-1)

@@ -1,9 +1,10 @@
-"""One demonstration, an input and an output grid, as one vector or one for each cell: a transformer over both grids.
+"""Transformer over one demonstration, an input and an output grid: one vector per pair, or one per token.
 
-Only pairs that exist are encoded, and of a pair only its words: padding is cut away as far as the longest pair of the
-batch allows, the rest is hidden from attention and pooling. A cell keeps the position that it has in the whole pair.
+Only existing pairs are encoded. Padding is trimmed to the longest pair of the batch and the rest masked in attention
+and pooling; a cell keeps the position that it has in the full pair.
 
-Shapes: B rows, K demonstrations, N pairs that exist, S cells, G shape tokens, L = P + words of the longest pair, D.
+Shapes: B rows, K demonstrations, N existing pairs, S cells of a grid, P prefix tokens, L tokens of the longest pair, D
+width.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from models.layers import (
 )
 
 END = 1
-"""The word that frames a grid; words above it are cells."""
+"""Token that marks the border of a grid; greater tokens are cells."""
 SIZES = 4  # rows and columns of both grids
 
 
@@ -68,11 +69,11 @@ def post_norm_block(config: Any, attention: str) -> ReasoningBlock:
 
 
 class PairEncoder(nn.Module):
-    """demo_inputs, demo_labels [B,K,S], demo_mask [B,K] -> [B,K,D], zero where there is no demonstration.
+    """demo_inputs, demo_labels [B,K,S], demo_mask [B,K] -> [B,K,D], zero in empty slots.
 
-    Not `pooled`: all words of a row's demonstrations, see `words`.
+    With `pooled=False` use `tokens`, which returns all tokens.
 
-    Raises: ValueError where shape tokens (or 2-D positions) are asked for and the grid is not square.
+    Raises: ValueError for shape tokens, grid embeddings or 2-D positions if the grid is not square.
     """
 
     def __init__(
@@ -121,8 +122,8 @@ class PairEncoder(nn.Module):
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:
-        """Block in which places without a demonstration, and padding, are computed like all else, then dropped: the
-        same result from shapes that do not depend on the data, which torch.func.vmap needs."""
+        """Context in which empty slots and padding are computed too and then dropped: the same result, but without
+        data-dependent shapes, which torch.func.vmap needs."""
         self.packed = False
         try:
             yield
@@ -130,119 +131,119 @@ class PairEncoder(nn.Module):
             self.packed = True
 
     def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
-        words, present = self._words_of(demo_inputs, demo_labels, demo_mask)
+        tokens, present = self._tokens_of(demo_inputs, demo_labels, demo_mask)
         if not self.packed:
-            pooled = self._pooled(*self._encode(words))
+            pooled = self._pool(*self._encode(tokens))
             return torch.where(present.unsqueeze(-1), pooled, 0).view(*demo_mask.shape, -1)
         chosen = present.nonzero().squeeze(1)
-        out = torch.zeros(len(words), self.width, dtype=self.dtype, device=words.device)
+        out = torch.zeros(len(tokens), self.width, dtype=self.dtype, device=tokens.device)
         if len(chosen):
-            out = out.index_copy(0, chosen, self._pooled(*self._encode(words[chosen])))
+            out = out.index_copy(0, chosen, self._pool(*self._encode(tokens[chosen])))
         return out.view(*demo_mask.shape, -1)
 
-    def words(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """All words (cells, shape tokens) of a row's demonstrations [B, K·L, D], and which of them there are."""
-        words, present = self._words_of(demo_inputs, demo_labels, demo_mask)
+    def tokens(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens (prefix and cells) of the demonstrations, [B, K·(P + L), D], and their mask."""
+        tokens, present = self._tokens_of(demo_inputs, demo_labels, demo_mask)
         rows = len(demo_mask)
         if not self.packed:
-            encoded, keys = self._encode(words)
-            encoded = torch.where(present[:, None, None], encoded, 0)  # a row without any reads zeros
+            encoded, keys = self._encode(tokens)
+            encoded = torch.where(present[:, None, None], encoded, 0)  # empty rows attend to zeros
             return encoded.reshape(rows, -1, self.width), (keys & present[:, None]).reshape(rows, -1)
         chosen = present.nonzero().squeeze(1)
         if not len(chosen):
-            none = torch.zeros(rows, 1, dtype=torch.bool, device=words.device)
-            return torch.zeros(rows, 1, self.width, dtype=self.dtype, device=words.device), none
-        encoded, keys = self._encode(words[chosen])
-        out = encoded.new_zeros(len(words), *encoded.shape[1:]).index_copy(0, chosen, encoded)
-        there = keys.new_zeros(len(words), keys.shape[1]).index_copy(0, chosen, keys)
-        return out.view(rows, -1, self.width), there.view(rows, -1)
+            none = torch.zeros(rows, 1, dtype=torch.bool, device=tokens.device)
+            return torch.zeros(rows, 1, self.width, dtype=self.dtype, device=tokens.device), none
+        encoded, keys = self._encode(tokens[chosen])
+        out = encoded.new_zeros(len(tokens), *encoded.shape[1:]).index_copy(0, chosen, encoded)
+        mask = keys.new_zeros(len(tokens), keys.shape[1]).index_copy(0, chosen, keys)
+        return out.view(rows, -1, self.width), mask.view(rows, -1)
 
-    def _words_of(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The words [B·K, 2S] of all places, and at which of them there is a demonstration [B·K]."""
-        words = torch.cat((demo_inputs, demo_labels), dim=-1).flatten(0, 1)
-        words = torch.where(words < 0, self.pad_id, words)  # labels that count nowhere
-        return words, demo_mask.flatten() & (words != self.pad_id).any(dim=1)
+    def _tokens_of(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B·K, 2S] of all slots, and which slots hold a demonstration [B·K]."""
+        tokens = torch.cat((demo_inputs, demo_labels), dim=-1).flatten(0, 1)
+        tokens = torch.where(tokens < 0, self.pad_id, tokens)  # ignored labels
+        return tokens, demo_mask.flatten() & (tokens != self.pad_id).any(dim=1)
 
     @property
     def width(self) -> int:
         """D."""
         return self.embed_words.embedding_weight.shape[1]
 
-    def _encode(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """words [N, 2S] -> [N, P + L, D], and which of them there are."""
-        real = words != self.pad_id
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode tokens [N, 2S] -> hidden states [N, P + L, D] and their mask."""
+        real = tokens != self.pad_id
         if self.by_cell:
             real = real.view(-1, 2, self.cells).any(dim=1)
         if self.packed:
             longest = int(real.sum(dim=1).max())
-            order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]  # words first
+            order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]  # padding last
             keys = real.gather(1, order)
         else:
-            order = torch.arange(real.shape[1], device=words.device).expand(len(words), -1)
-            keys = real | ~real.any(dim=1, keepdim=True)  # attention needs something to read
-        h = torch.cat([*self._ahead(words), self._embedded(words, order)], dim=1) * self.scale
+            order = torch.arange(real.shape[1], device=tokens.device).expand(len(tokens), -1)
+            keys = real | ~real.any(dim=1, keepdim=True)  # attention over no keys would be NaN
+        h = torch.cat([*self._prefix_tokens(tokens), self._embed(tokens, order)], dim=1) * self.scale
         keys = torch.cat((keys.new_ones(len(keys), self.prefix), keys), dim=1)
         rope = self._rope(order)
         for layer in self.layers:
             h = layer(h, rope, keys)
         return h, keys
 
-    def _pooled(self, h: Tensor, keys: Tensor) -> Tensor:
-        """[N, P + L, D] -> [N, D]."""
+    def _pool(self, h: Tensor, keys: Tensor) -> Tensor:
+        """Pool [N, P + L, D] -> [N, D]: at CLS, or the mean."""
         if self.pool is None:
             return rms_norm(h[:, 0], self.eps)
         weight = keys.unsqueeze(-1).to(h.dtype)
         pooled: Tensor = self.pool((h * weight).sum(1) / weight.sum(1))
         return pooled
 
-    def _embedded(self, words: Tensor, order: Tensor) -> Tensor:
-        """The words [N, 2S], or cells, in the places `order` [N, L] -> [N, L, D]."""
+    def _embed(self, tokens: Tensor, order: Tensor) -> Tensor:
+        """Embed the tokens [N, 2S] (by_cell: the cells) at positions `order` [N, L] -> [N, L, D]."""
         if self.by_cell:
-            outputs = words.gather(1, order + self.cells) + self.vocab
-            parts = [self.embed_words(words.gather(1, order)), self.embed_words(outputs)]
+            outputs = tokens.gather(1, order + self.cells) + self.vocab
+            parts = [self.embed_words(tokens.gather(1, order)), self.embed_words(outputs)]
         else:
-            parts = [self.embed_words(words.gather(1, order) + self.vocab * (order >= self.cells))]
+            parts = [self.embed_words(tokens.gather(1, order) + self.vocab * (order >= self.cells))]
         if self.embed_places is not None:
             parts.append(self.embed_places()[order % self.cells])
-        return torch.stack(parts).sum(0) / math.sqrt(len(parts))  # the variance of one summand
+        return torch.stack(parts).sum(0) / math.sqrt(len(parts))  # keeps the variance
 
-    def _ahead(self, words: Tensor) -> list[Tensor]:
-        """What stands before the cells: CLS [N,1,D], rows and columns of both grids [N,4,D]."""
+    def _prefix_tokens(self, tokens: Tensor) -> list[Tensor]:
+        """Tokens before the cells: CLS [N,1,D], numbers of rows and columns of both grids [N,4,D]."""
         parts = []
         if self.cls is not None:
-            parts.append(self.cls.to(self.dtype).expand(len(words), 1, -1))
+            parts.append(self.cls.to(self.dtype).expand(len(tokens), 1, -1))
         if self.embed_shape is not None:
-            kinds = torch.arange(SIZES, device=words.device) * (self.side + 1)
-            parts.append(self.embed_shape(grid_sizes(words, self.side) + kinds))
+            kinds = torch.arange(SIZES, device=tokens.device) * (self.side + 1)
+            parts.append(self.embed_shape(grid_sizes(tokens, self.side) + kinds))
         return parts
 
     def _rope(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Tables [N, L, 1, d]; what stands before the cells is at position 0, which turns nothing."""
-        ahead = order.new_zeros(len(order), self.prefix)
-        places = torch.cat((ahead, order + 1), dim=1)
+        """Rotary tables [N, P + L, 1, d]; prefix tokens are at position 0, so they are not rotated."""
+        prefix = order.new_zeros(len(order), self.prefix)
+        positions = torch.cat((prefix, order + 1), dim=1)
         cos, sin = self.rotary()
-        return cos[places], sin[places]
+        return cos[positions], sin[positions]
 
 
-def grid_sizes(words: Tensor, side: int) -> Tensor:
-    """words [N, 2S] -> [N, 4]: rows and columns of the input, rows and columns of the output (0 of an empty grid)."""
-    cells = (words > END).view(len(words), 2, side, side)
+def grid_sizes(tokens: Tensor, side: int) -> Tensor:
+    """Grid sizes of tokens [N, 2S] -> [N, 4]: rows and columns of the input, then of the output (0 if empty)."""
+    cells = (tokens > END).view(len(tokens), 2, side, side)
     sizes = []
     for grid in cells.unbind(1):
         for other in (2, 1):
             filled = grid.any(dim=other)  # [N, side]
-            places = torch.arange(side, device=words.device)
-            last = torch.where(filled, places + 1, 0).amax(dim=1)
-            first = torch.where(filled, places, side).amin(dim=1)
+            index = torch.arange(side, device=tokens.device)
+            last = torch.where(filled, index + 1, 0).amax(dim=1)
+            first = torch.where(filled, index, side).amin(dim=1)
             sizes.append((last - first).clamp(min=0))
     return torch.stack(sizes, dim=1)
 
 
 def _positions(cells: int, planar: bool) -> Tensor:
-    """Positions of [nothing; input cells; output cells]: along the pair [1+2S, 1], or by row and column [1+2S, 2]; both
-    grids then have the same, their words differ."""
+    """Positions of [prefix; input cells; output cells]: along the pair [1+2S, 1], or by row and column [1+2S, 2]. In
+    2-D both grids share their positions; their token ids differ."""
     if not planar:
         return line_positions(1 + 2 * cells)
-    places, side = torch.arange(cells, device="cpu"), math.isqrt(cells)
-    grid = 1 + torch.stack((places // side, places % side), dim=1)
+    index, side = torch.arange(cells, device="cpu"), math.isqrt(cells)
+    grid = 1 + torch.stack((index // side, index % side), dim=1)
     return torch.cat((torch.zeros(1, 2, dtype=grid.dtype, device="cpu"), grid, grid))

@@ -1,4 +1,4 @@
-"""Encoders by the name that `arch.encoder_type` gives: a module of kinds/ that defines one `DemoEncoder`."""
+"""Look up encoders by `arch.encoder_type`: the name of a module in kinds/ that defines one `DemoEncoder`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from models.encoders.base import DemoEncoder
 
 
 def encoder_types() -> list[str]:
-    """All names, sorted."""
+    """All encoder names, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(kinds.__path__))
 
 
 def encoder_class(name: str) -> type[DemoEncoder]:
-    """The class of the encoder `name`. Raises: ValueError that names the nearest."""
+    """The class of encoder `name`. Raises: ValueError that suggests the nearest name."""
     known = encoder_types()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)

@@ -1,14 +1,14 @@
-"""Encoders with a latent z that the context is decoded from: what is sampled in training and searched in at test time.
+"""Encoders that decode the context from a latent z, which is sampled in training and can be searched at test time.
 
-A latent is the mean of n samples, each of its own posterior: of a demonstration, as in Latent Program Networks
-(arXiv 2411.08706), or of a token that the aggregation made. The mean of samples of N(μ_i, σ_i²) is one of
-N(mean μ_i, Σσ_i²/n²), so one draw for each row serves.
+The latent is the mean of n samples, one from each posterior: of a demonstration, as in Latent Program Networks
+(arXiv 2411.08706), or of a token of the aggregation. The mean of samples of N(μ_i, σ_i²) is a sample of
+N(mean μ_i, Σσ_i²/n²), so one draw per row is enough.
 
-The differences between tasks are about 1 % of the variance of a fresh encoder's vectors, and σ begins at 1. Two things
-let them grow out of the noise; without them similar tasks stay indistinguishable (docs/results/etrm-encoders.md):
-the mean of n samples has less noise than one, and the mean demonstration is added to what the aggregation makes.
+Differences between tasks are about 1 % of the variance of a fresh encoder's vectors, and σ starts at 1. Two things let
+them grow out of the noise; without them similar tasks stay indistinguishable (docs/results/etrm-encoders.md): the mean
+of n samples has less noise than one sample, and the mean demonstration is added to the output of the aggregation.
 
-Shapes: B rows, K demonstrations, N posteriors of a row (K, T or 1), T context tokens, D width, Z latent numbers.
+Shapes: B rows, K demonstrations, N posteriors of a row (K, T or 1), T context tokens, D width, Z latent dimensions.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from models.encoders.latent import Posterior, kl_divergence, sample
 from models.layers import CastedLinear
 
 AGGREGATED = 0.1
-"""Share of what a fresh aggregation makes of the demonstrations; their mean has 1."""
+"""Initial gain of the aggregation's output; the mean demonstration, to which it is added, has gain 1."""
 
 
 class VariationalEncoder(DemoEncoder):
-    """As DemoEncoder, with `context_of(latent)`; the KL of a row is the mean of those of its posteriors."""
+    """DemoEncoder with a latent, decoded by `context_of(latent)`. The KL of a row is the mean over its posteriors."""
 
     VARIATIONAL: ClassVar = True
     PER_DEMONSTRATION: ClassVar[bool] = False
-    """A posterior for each demonstration, where the aggregation is the mean."""
+    """One posterior per demonstration, if the aggregation is the mean."""
 
     def __init__(self, config: Any, shape: Any, *, dtype: torch.dtype, attention: str) -> None:
         super().__init__(config, shape, dtype=dtype, attention=attention)
@@ -46,7 +46,7 @@ class VariationalEncoder(DemoEncoder):
 
     @property
     def by_demonstration(self) -> bool:
-        """Whether each demonstration has a posterior; else each token of the aggregation has."""
+        """Whether there is one posterior per demonstration; else one per token of the aggregation."""
         return self.PER_DEMONSTRATION and self.aggregation == "mean"
 
     @property
@@ -76,21 +76,21 @@ class VariationalEncoder(DemoEncoder):
         return EncoderOutput(self.context_of(latent), kl, mu, logvar, sigma, latent, centre)
 
     def _tokens(self, vectors: Tensor, mask: Tensor) -> Tensor:
-        """The demonstrations [B, K, D] aggregated, beside their mean: [B, 1 or T, D]."""
-        made: Tensor = self.aggregate(vectors, mask)
+        """Aggregate the demonstrations [B, K, D] and add their mean: [B, 1 or T, D]."""
+        out: Tensor = self.aggregate(vectors, mask)
         if self.gain is None:
-            return made
-        return masked_mean(vectors, mask).unsqueeze(1) + self.gain.to(made.dtype) * made
+            return out
+        return masked_mean(vectors, mask).unsqueeze(1) + self.gain.to(out.dtype) * out
 
     @property
     def shift_shape(self) -> tuple[int, ...]:
         return (self.noise_width,)
 
-    def moved(self, encoded: EncoderOutput, shift: Tensor) -> Tensor:
-        """As DemoEncoder; added to the latent."""
+    def apply_shift(self, encoded: EncoderOutput, shift: Tensor) -> Tensor:
+        """The context decoded from the latent plus `shift` [B, Z]."""
         assert encoded.latent is not None
         return self.context_of(encoded.latent + shift)
 
     def context_of(self, latent: Tensor) -> Tensor:
-        """latent [B, Z] -> context [B, T, D]."""
-        return self.laid_out(latent.unsqueeze(1))
+        """Decode a latent [B, Z] to a context [B, T, D]."""
+        return self.to_context(latent.unsqueeze(1))

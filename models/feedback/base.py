@@ -2,7 +2,7 @@
 
     x = E[tokens];  x = block_l(x) for each l;  logits = norm(x) · Eᵀ
 
-A forward pass takes a delta, which changes linear layers of the blocks row by row (delta.py).
+A forward pass may take a delta, which changes linear layers of the blocks per row (delta.py).
 Shapes: B rows, T positions, C width, V rows of the token table, L blocks.
 """
 
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 from models.feedback.batch import BaseOutput
 from models.feedback.config import BaseConfig, TextShape, compute_dtype
 from models.feedback.layers import Block, Changes, Rope, key_mask, norm
-from models.layers import CastedEmbedding, RotaryTables, line_positions, word_logits
+from models.layers import CastedEmbedding, RotaryTables, line_positions, tied_logits
 
 
 class Delta(Protocol):
-    """What a base needs of a delta: `LoraDelta` (delta.py) or `DenseDelta` (attention_finetune.py)."""
+    """Interface of a delta: `LoraDelta` (delta.py) or `DenseDelta` (attention_finetune.py)."""
 
     def check(self, config: BaseConfig, rows: int) -> None:
-        """Raises: ValueError where it is not for this base, or not for this many rows."""
+        """Raises: ValueError if the delta does not fit this base or this number of rows."""
 
     def layer(self, number: int) -> Changes:
         """The changes of block `number`."""
 
 
 class BaseLM(nn.Module):
-    """`BaseLM(config, shape)`; builds under `torch.device("meta")`.
+    """`BaseLM(config, shape)`; can be built under `torch.device("meta")`.
 
-    `auto_dtype` is the compute dtype of forward_dtype=auto, `attention` one of auto, sdpa, math.
+    `auto_dtype` is the compute dtype for forward_dtype=auto, `attention` one of auto, sdpa, math.
     """
 
     Config: ClassVar = BaseConfig
@@ -48,8 +48,8 @@ class BaseLM(nn.Module):
         self.config, self.shape = config, shape
         self.dtype = compute_dtype(config.forward_dtype, auto_dtype)
         size, std = config.n_embd, config.init_std
-        words = shape.rows(config.vocab_multiple)
-        self.wte = CastedEmbedding(words, size, init_std=std, cast_to=self.dtype)
+        vocab = shape.rows(config.vocab_multiple)
+        self.wte = CastedEmbedding(vocab, size, init_std=std, cast_to=self.dtype)
         wide = torch.promote_types(self.dtype, torch.float32)
         self.rotary = RotaryTables(
             config.head_dim, line_positions(config.block_size), theta=config.rope_theta, dtype=wide
@@ -60,7 +60,7 @@ class BaseLM(nn.Module):
             for _ in range(config.n_layer)
         )
         self.ln_f = norm(size)
-        allowed = torch.arange(words) < shape.words
+        allowed = torch.arange(vocab) < shape.words
         self.register_buffer("allowed", allowed, persistent=False)
         self._norms: dict[str, Tensor] = {}
         if self.dtype is torch.float64:
@@ -69,9 +69,9 @@ class BaseLM(nn.Module):
     def forward(
         self, inputs: Tensor, real: Tensor | None = None, delta: Delta | None = None, keep_states: bool = False
     ) -> BaseOutput:
-        """inputs int [B, T]; real bool [B, T], False for padding (None: all is text).
+        """inputs int [B, T]; real bool [B, T], False for padding (None: no padding).
 
-        Raises: ValueError for more than block_size positions, and for a delta that is not for this base.
+        Raises: ValueError for more than block_size positions, or a delta that does not fit this base.
         """
         return self.run(self.embed(inputs), real, delta, keep_states)
 
@@ -83,7 +83,7 @@ class BaseLM(nn.Module):
         return F.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
 
     def run(self, x: Tensor, real: Tensor | None, delta: Delta | None, keep_states: bool) -> BaseOutput:
-        """All that follows the embeddings x [B, T, C]."""
+        """Run blocks, final norm and head on the embeddings x [B, T, C]."""
         if delta is not None:
             delta.check(self.config, x.shape[0])
         cos, sin = self.rotary()
@@ -91,25 +91,25 @@ class BaseLM(nn.Module):
         return BaseOutput(self.ln_f(states[-1]), self.head, tuple(states) if keep_states else ())
 
     def stream(self, x: Tensor, rope: Rope, mask: Tensor | None, delta: Delta | None) -> list[Tensor]:
-        """The residual stream before the first block and after each: L + 1 times [B, T, C]."""
+        """The residual stream [B, T, C] before the first block and after each block: L + 1 tensors."""
         states = [x]
         for number in range(self.config.n_layer):
             states.append(self.block(number, states[-1], rope, mask, delta))
         return states
 
     def block(self, number: int, x: Tensor, rope: Rope, mask: Tensor | None, delta: Delta | None) -> Tensor:
-        """Block `number` with its changes."""
+        """Apply block `number` with its changes."""
         out: Tensor = self.h[number](x, rope, mask, self.config.causal, None if delta is None else delta.layer(number))
         return out
 
     def head(self, hidden: Tensor) -> Tensor:
-        """hidden [..., C] -> logits [..., V]; -inf for MASK, PAD and rows that stand for no token (MDLM's zero masking
-        probability, arXiv 2406.07524)."""
-        logits = word_logits(hidden, self.wte.embedding_weight)
+        """hidden [..., C] -> logits [..., V]; -inf for MASK, PAD and unused rows of the table (MDLM's zero masking
+        probabilities, arXiv 2406.07524)."""
+        logits = tied_logits(hidden, self.wte.embedding_weight)
         return logits.masked_fill(~self.allowed, -math.inf)  # type: ignore[operator]
 
     def freeze(self) -> Self:
-        """No gradients, no dropout: the base of an adapter."""
+        """Disable gradients and dropout, to serve as the base of an adapter."""
         self.requires_grad_(False)
         self._norms.clear()
         return self.eval()
@@ -122,11 +122,11 @@ class BaseLM(nn.Module):
         return weight
 
     def spectral_norms(self, target: str) -> Tensor:
-        """‖W‖₂ of the linear layer `target` of each block: [L], above 0. Kept once the base is frozen."""
+        """Spectral norms ‖W‖₂ [L] of the linear layer `target` of each block, above 0; cached if the base is frozen."""
         norms = self._norms.get(target)
         if norms is None:
             weights = torch.stack([self.linear(number, target).detach() for number in range(self.config.n_layer)])
-            tiny = torch.finfo(weights.dtype).tiny ** 0.5  # its square is not zero
+            tiny = torch.finfo(weights.dtype).tiny ** 0.5  # so that its square is not zero
             norms = torch.linalg.matrix_norm(weights.cpu(), 2).clamp(min=tiny).to(weights.device)
             if not self.linear(0, target).requires_grad:
                 self._norms[target] = norms
@@ -135,7 +135,7 @@ class BaseLM(nn.Module):
     # Facts about the model
 
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Parameters by name: matrix (weight decay), embedding, and what a subclass adds as scalar."""
+        """Parameters by group: matrix (weight decay), embedding, and scalar in subclasses that have any."""
         return group_parameters(self)
 
     def blocks(self) -> list[nn.Module]:
@@ -143,30 +143,30 @@ class BaseLM(nn.Module):
         return list(self.h)
 
     def num_parameters(self) -> int:
-        """All parameters; the tied head counts once."""
+        """Number of parameters; the tied head counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def forward_flops(self, rows: int, length: int | None = None, *, head: bool = True) -> float:
-        """Operations of one forward pass of `rows` rows of `length` (block_size) positions."""
-        words = self.wte.embedding_weight.shape[0]
-        return base_flops(self.config, words, rows, length or self.config.block_size, head=head)
+        """FLOPs of one forward pass of `rows` rows of `length` positions (default: block_size)."""
+        vocab = self.wte.embedding_weight.shape[0]
+        return base_flops(self.config, vocab, rows, length or self.config.block_size, head=head)
 
     def flops(self, rows: int) -> dict[str, float]:
-        """Operations for `rows` rows of block_size positions: `train`, three forward passes; `eval`, one."""
+        """FLOPs for `rows` rows of block_size positions: `train`, three forward passes; `eval`, one."""
         forward = self.forward_flops(rows)
         return {"train": 3 * forward, "eval": forward}
 
 
-def base_flops(config: BaseConfig, words: int, rows: int, length: int, *, head: bool = True) -> float:
-    """Operations of one forward pass of a base of `words` rows of the token table."""
+def base_flops(config: BaseConfig, vocab: int, rows: int, length: int, *, head: bool = True) -> float:
+    """FLOPs of one forward pass of a base with `vocab` rows in the token table."""
     size, applied = config.n_embd, getattr(config, "applied", config.n_layer)
     block = 24 * size**2 + 4 * length * size
-    return float(rows * length * (applied * block + head * 2 * size * words))
+    return float(rows * length * (applied * block + head * 2 * size * vocab))
 
 
 def group_parameters(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by name in three groups (empty ones left out): matrix, of linear layers; embedding, of token tables;
-    scalar, all others (gates, factors, learned tokens), which are not to be decayed."""
+    """Parameters by name in three groups (empty ones left out): matrix, of linear layers; embedding, token tables;
+    scalar, all others (gates, factors, learned tokens), which should have no weight decay."""
     groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "embedding": {}, "scalar": {}}
     tables = {child.embedding_weight for child in module.modules() if isinstance(child, CastedEmbedding)}
     for prefix, child in module.named_modules():

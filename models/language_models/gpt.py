@@ -1,10 +1,10 @@
-"""A decoder-only transformer for one or several token streams (Radford et al. 2019 and what has been tried since).
+"""A decoder-only transformer for one or several token streams (Radford et al. 2019, with many later variations).
 
     x = Σ_k E_k[tokens_k] (+ positions);  x = block_l(x) for each l;  logits_k = norm(x) · H_kᵀ
 
 One stream is an ordinary language model; K streams are K aligned annotations of the same text ("multicontext"), or K
 vocabularies of which a batch uses one (`stream=`). H_k is E_k unless the heads are untied.
-Shapes: B rows, T tokens, K streams, D width, V_k words of stream k, L blocks.
+Shapes: B rows, T tokens, K streams, D width, V_k vocabulary of stream k, L blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.language_models.block import Block, Streams, TokenTables
 from models.language_models.cache import KVCache
 from models.language_models.config import GPTConfig, LMShape
 from models.language_models.norm import NORMS, make_norm
-from models.layers import CastedEmbedding, CastedLinear, RotaryTables, WordHead, line_positions, rms_norm, word_logits
+from models.layers import CastedEmbedding, CastedLinear, LMHead, RotaryTables, line_positions, rms_norm, tied_logits
 
 __all__ = ["GPT", "GPTConfig", "LMOutput", "LMShape"]
 
@@ -32,21 +32,21 @@ _KEEP, _SKIP = (1.15, 1.05), (0.20, 0.05)  # nanochat's residual scalars, first 
 
 @dataclass
 class LMOutput:
-    """The trunk's output at each position. Logits are computed on demand, so that a loss can take them in pieces."""
+    """Hidden states of the trunk. Logits are computed on demand, so that a loss can compute them in chunks."""
 
     hidden: Tensor  # [B, T, D] after the last norm
-    streams: tuple[int, ...]  # the vocabularies that were read
-    head: Callable[[int, Tensor], Tensor]  # (vocabulary, hidden [..., D]) -> logits [..., V]
+    streams: tuple[int, ...]  # indices of the streams in the input
+    head: Callable[[int, Tensor], Tensor]  # (stream, hidden [..., D]) -> logits [..., V]
 
     def logits(self, number: int = 0) -> Tensor:
-        """Logits [B, T, V] of the `number`-th stream that was read."""
+        """Logits [B, T, V] of the `number`-th stream of the input."""
         return self.head(self.streams[number], self.hidden)
 
 
 class GPT(nn.Module):
-    """`GPT(config, shape)`; builds under `torch.device("meta")`.
+    """`GPT(config, shape)`; can be built under `torch.device("meta")`.
 
-    `auto_dtype` is the compute dtype of forward_dtype=auto, `attention` one of auto, sdpa, math, flash.
+    `auto_dtype` is the compute dtype for forward_dtype=auto, `attention` one of auto, sdpa, math, flash.
     """
 
     Config: ClassVar = GPTConfig
@@ -74,23 +74,23 @@ class GPT(nn.Module):
         self.ln_f = make_norm(config)
         self.lm_head = None
         if not config.wte_weight_tying:
-            self.lm_head = nn.ModuleList(WordHead(config.n_embd, v, init_std=0.0) for v in shape.vocab_sizes)
+            self.lm_head = nn.ModuleList(LMHead(config.n_embd, v, init_std=0.0) for v in shape.vocab_sizes)
         self.reset_parameters()
         if self.dtype == torch.float64:
             self.double()
 
     def _block(self, layer: int, attention: str) -> Block:
-        """Block `layer`, which borrows the weights of the first block that shares with it."""
-        config, lender = self.config, {}
+        """Block `layer`, sharing the weights of the first block in its group."""
+        config, shared = self.config, {}
         for part, sharing in (("attn", config.share_attn), ("mlp", config.share_mlp)):
             owner = config.shared_index(sharing, layer)
             earlier = [i for i in range(layer) if config.shared_index(sharing, i) == owner]
-            lender[part] = getattr(self.h[earlier[0]], part) if earlier else None
-        return Block(config, self.shape, layer, kind=attention, dtype=self.dtype, **lender)
+            shared[part] = getattr(self.h[earlier[0]], part) if earlier else None
+        return Block(config, self.shape, layer, kind=attention, dtype=self.dtype, **shared)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all matrices and tables from torch's global generator (GPT-2's rules, or the config's)."""
+        """Initialise all matrices and tables as in GPT-2, or as configured, from torch's global generator."""
         config = self.config
         table_std = config.embd_init_std or config.init_std or _DEFAULT_STD
         head_std = config.head_init_std or config.init_std or _DEFAULT_STD
@@ -124,10 +124,10 @@ class GPT(nn.Module):
     # One pass
 
     def forward(self, tokens: Tensor, *, stream: int | None = None, cache: KVCache | None = None) -> LMOutput:
-        """tokens int [B, T] (one stream: vocabulary `stream`), or [B, K, T] (all K streams at once).
+        """tokens int [B, T] (one stream, index `stream`), or [B, K, T] (all K streams).
 
-        With a cache the tokens follow those read before, whose keys and values it holds; it grows by T.
-        Raises ValueError for another shape, and for positions beyond block_size.
+        With a cache the tokens continue those in the cache, which grows by T.
+        Raises ValueError for other shapes and for positions beyond block_size.
         """
         streams = self._streams(tokens, stream)
         length, start = tokens.shape[-1], 0 if cache is None else cache.length
@@ -167,19 +167,19 @@ class GPT(nn.Module):
         raise ValueError(f"tokens have shape {list(tokens.shape)}, expected {shape}: the model has {count} stream(s)")
 
     def _mask(self, length: int, start: int, device: torch.device) -> Tensor | None:
-        """Which of start + length keys each of `length` queries sees, [T, S] bool; None where the kernels know it."""
+        """Attention mask [T, S] bool of `length` queries over start + length keys; None if the kernels need none."""
         if not self.h[0].attn.needs_mask(length, start):  # type: ignore[union-attr,operator]
             return None
         query = torch.arange(start, start + length, device=device).unsqueeze(1)
         key = torch.arange(start + length, device=device)
-        seen = key <= query
-        return seen if self.config.window_size is None else seen & (key > query - self.config.window_size)
+        visible = key <= query
+        return visible if self.config.window_size is None else visible & (key > query - self.config.window_size)
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         if self.lm_head is not None:
             logits: Tensor = self.lm_head[number](hidden)
         else:
-            logits = word_logits(hidden, self.wte.tables[number].embedding_weight)  # type: ignore[arg-type]
+            logits = tied_logits(hidden, self.wte.tables[number].embedding_weight)  # type: ignore[arg-type]
         cap = self.config.final_logit_softcapping
         if cap is None:
             return logits
@@ -202,17 +202,17 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: KVCache, *, stream: int | None = None) -> tuple[Tensor, ...]:
-        """Read tokens [B, T] or [B, K, T] after those in the cache: logits [B, V_k] of the next one, per stream read.
+        """Append tokens [B, T] or [B, K, T] to the cache: logits [B, V_k] of the next token, per stream.
 
-        Where the context would outgrow block_size it starts again from its last half (from all of `tokens`, if they are
-        more, cut to block_size), so that the cost of a token stays that of one position on average.
+        If the context would exceed block_size, the cache is rebuilt from its last half (or from all of `tokens`, if
+        they are more, cut to block_size), so a token still costs about one position on average.
         """
         size = self.config.block_size
-        seen = tokens if cache.tokens is None else torch.cat((cache.tokens, tokens), dim=-1)
-        if seen.shape[-1] > size:
+        context = tokens if cache.tokens is None else torch.cat((cache.tokens, tokens), dim=-1)
+        if context.shape[-1] > size:
             cache.length = 0
-            tokens = seen = seen[..., -min(size, max(size // 2, tokens.shape[-1])) :]
-        cache.tokens = seen
+            tokens = context = context[..., -min(size, max(size // 2, tokens.shape[-1])) :]
+        cache.tokens = context
         output = self(tokens, stream=stream, cache=cache)
         return tuple(output.head(number, output.hidden[:, -1]) for number in output.streams)
 
@@ -221,8 +221,8 @@ class GPT(nn.Module):
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by name, each once, in five groups (empty ones left out).
 
-        matrix: hidden matrices (Muon's share; weight decay) · embedding: token, position and value tables · head:
-        untied heads · vector: norm gains and all biases · scalar: gates and learned factors.
+        matrix: hidden matrices (for Muon; weight decay) · embedding: token, position and value tables · head: untied
+        heads · vector: norm gains and all biases · scalar: gates and learned factors.
         """
         groups: dict[str, dict[str, nn.Parameter]] = {
             n: {} for n in ("matrix", "embedding", "head", "vector", "scalar")
@@ -242,7 +242,7 @@ class GPT(nn.Module):
         return {name: members for name, members in groups.items() if members}
 
     def parameters_of_others(self, stream: int) -> list[nn.Parameter]:
-        """Of every vocabulary but `stream`: its tables and its head, which a batch of `stream` leaves out."""
+        """Tables and heads of all other streams, which get no gradient from a batch of `stream`."""
         lists = [module.tables for module in self.modules() if isinstance(module, TokenTables)]
         lists += [self.lm_head] if self.lm_head is not None else []
         return [
@@ -250,7 +250,7 @@ class GPT(nn.Module):
         ]
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
-        """Matrices that are several stacked ones (q, k, v; SwiGLU's gate, up): rows of each, by parameter."""
+        """Rows of each matrix in the stacked parameters (q, k, v; SwiGLU's gate and up), by parameter name."""
         config = self.config
         rows: dict[str, tuple[int, ...]] = {}
         kv = config.kv_heads * config.head_dim
@@ -267,12 +267,12 @@ class GPT(nn.Module):
         return list(self.h)
 
     def num_parameters(self) -> int:
-        """Trained parameters, tied ones once."""
+        """Number of trained parameters; tied ones count once."""
         return sum(p.numel() for p in self.parameters())
 
     def flops(self, rows: int) -> dict[str, float]:
-        """Operations for `rows` rows of block_size tokens: per token 6N + 12·L·D·min(window, T) for `train`, a third of
-        it for `eval`; N counts the matrices as often as they are used (PaLM's estimate, arXiv 2204.02311)."""
+        """FLOPs for `rows` rows of block_size tokens: per token 6N + 12·L·D·min(window, T) for `train`, a third of it
+        for `eval`, as in PaLM (arXiv 2204.02311). N counts shared matrices once per use."""
         config, length = self.config, self.config.block_size
         used = 0
         for block in self.h:

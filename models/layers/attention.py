@@ -1,5 +1,5 @@
-"""Multi-head self-attention without bias. HRM and TRM attend to all positions, padding included; encoders of
-demonstrations hide theirs (`keys`)."""
+"""Multi-head self-attention without bias. HRM and TRM attend to all positions, including padding; demonstration
+encoders mask theirs (`keys`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 
 
 def load_flash() -> Any:
-    """`flash_attn_func` of the flash_attn package; ImportError names the install command."""
+    """Import `flash_attn_func` of the flash_attn package. Raises ImportError with the install command."""
     try:
         from flash_attn import flash_attn_func  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -27,11 +27,11 @@ def load_flash() -> Any:
 
 
 class Attention(nn.Module):
-    """[B, S, D] -> [B, S, D]. `qkv_proj` [3·h·d, D]: rows of all q heads, all k heads, all v heads; `o_proj`
-    [D, h·d]. `head_dim` is d.
+    """[B, S, D] -> [B, S, D]. `qkv_proj` [3·h·d, D] stacks all q heads, all k heads, all v heads; `o_proj` is [D, h·d].
+    `head_dim` is d.
 
-    kind: "auto" and "sdpa" use torch's fused kernels, "math" an explicit softmax, "flash" the flash_attn
-    package. Raises ValueError for another kind and ImportError when flash_attn is asked for and absent.
+    kind: "auto" and "sdpa" use torch's fused kernels, "math" an explicit softmax, "flash" the flash_attn package.
+    Raises ValueError for an unknown kind and ImportError if flash_attn is required but not installed.
     """
 
     def __init__(self, size: int, num_heads: int, *, head_dim: int, kind: str = "auto") -> None:
@@ -44,21 +44,21 @@ class Attention(nn.Module):
         self.o_proj = CastedLinear(num_heads * head_dim, size)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None) -> Tensor:
-        """`keys` [B, S] bool: the positions that may be attended to, at least one in each row; None: all."""
+        """`keys` [B, S] bool: positions that may be attended to, at least one per row; None: all."""
         rows, length, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, length, 3 * self.num_heads, self.head_dim)
-        if rope is not None:  # q and k are neighbours in the fused projection: one rotation serves both
+        if rope is not None:  # q and k are adjacent in the fused projection: one rotation for both
             qk, value = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
             query, key = apply_rotary(qk, *rope).chunk(2, dim=2)  # [B, S, h, d]
         else:
             query, key, value = qkv.chunk(3, dim=2)
-        flash = self._flash if keys is None else None  # flash_attn has no mask of keys
+        flash = self._flash if keys is None else None  # flash_attn has no key mask
         mixed = flash(query, key, value) if flash is not None else self._mix(query, key, value, keys)
         out: Tensor = self.o_proj(mixed.reshape(rows, length, -1))
         return out
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-        """[B, S, h, d] three times -> [B, S, h, d]."""
+        """Attention over q, k, v [B, S, h, d] each -> [B, S, h, d]."""
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # [B, h, S, d]
         mask = None if keys is None else keys[:, None, None, :]
         if self.kind != "math":

@@ -2,7 +2,7 @@
 
     x <- rms(x + mix(x));  x <- rms(x + mlp(x))
 
-`mix` is self-attention, or, for `mlp_t`, a SwiGLU along the *sequence* axis whose sum is normalised along
+`mix` is self-attention, or for `mlp_t` a SwiGLU along the *sequence* axis; the residual sum is then normalised along
 that axis too.
 """
 
@@ -19,7 +19,7 @@ Rope = tuple[Tensor, Tensor] | None
 
 
 class ReasoningBlock(nn.Module):
-    """[B, S, D] -> [B, S, D]. One compile unit."""
+    """Post-norm block, [B, S, D] -> [B, S, D]. One compile unit."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ReasoningBlock(nn.Module):
         self.mlp = SwiGLU(size, expansion, multiple=multiple, gate_norm=gate_norm)
 
     def forward(self, x: Tensor, rope: Rope = None, keys: Tensor | None = None) -> Tensor:
-        """`keys` [B, S] bool, where given: the positions that attention may read."""
+        """`keys` [B, S] bool: positions that may be attended to; None: all."""
         if self.mlp_t is not None:
             x = self._mix_positions(self.mlp_t, x)
         elif self.self_attn is not None:
@@ -51,19 +51,19 @@ class ReasoningBlock(nn.Module):
         return add_rms_norm(x, self.mlp(x), self.eps)
 
     def _mix_positions(self, mlp_t: SwiGLU, x: Tensor) -> Tensor:
-        """rms(x + mlp_t(x)), both along the positions."""
+        """rms(x + mlp_t(x)), both along the sequence axis."""
         mixed = mlp_t.along_positions(x)
         if mixed is not None:
             return add_rms_norm(x, mixed, self.eps, axis=1)
-        # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous rows.
-        # On a GPU it has zeros behind it, which the products take and give, and the norm does not see.
-        length, turned, pad = x.shape[1], x.transpose(1, 2), mlp_t.padding(x)
-        turned = F.pad(turned, (0, pad)) if pad else turned.contiguous()
-        mixed = mlp_t(turned)
-        return add_rms_norm(turned[..., :length], mixed[..., :length], self.eps).transpose(1, 2).contiguous()
+        # A transposed copy [B, D, S] makes the sequence contiguous for both products and the norm.
+        # On a GPU it is zero-padded to an aligned length for the products; the norm excludes the padding.
+        length, x_t, pad = x.shape[1], x.transpose(1, 2), mlp_t.padding(x)
+        x_t = F.pad(x_t, (0, pad)) if pad else x_t.contiguous()
+        mixed = mlp_t(x_t)
+        return add_rms_norm(x_t[..., :length], mixed[..., :length], self.eps).transpose(1, 2).contiguous()
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
-        """Rows of each matrix in a parameter that stacks several: the halves of a SwiGLU; q, k and v of every head."""
+        """Rows of each matrix in the stacked parameters: gate and up of SwiGLU; q, k and v of every head."""
         rows: dict[str, tuple[int, ...]] = {
             f"{name}.gate_up_proj.weight": (mlp.inner, mlp.inner)
             for name, mlp in self.named_children()
@@ -75,8 +75,7 @@ class ReasoningBlock(nn.Module):
         return rows
 
     def flops(self) -> int:
-        """Floating-point operations of one forward pass for one row: S(8·D·h·d + 6·D·I) + 4·S²·h·d, or
-        6·S·I_t·D + 6·S·D·I."""
+        """Forward FLOPs per row: S(8·D·h·d + 6·D·I) + 4·S²·h·d, or 6·S·I_t·D + 6·S·D·I with mlp_t."""
         length, size = self.length, self.size
         channel = 6 * length * size * self.mlp.inner
         if self.mlp_t is not None:
@@ -85,7 +84,7 @@ class ReasoningBlock(nn.Module):
 
 
 class ReasoningStack(nn.Module):
-    """Blocks in a row: `forward(hidden, injection, rope)` = blocks(hidden + injection), all [B, S, D]."""
+    """A stack of blocks: `forward(hidden, injection, rope)` = blocks(hidden + injection), all [B, S, D]."""
 
     def __init__(self, blocks: list[ReasoningBlock]) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Truncated normal initialisation whose samples have the *requested* standard deviation (as in JAX and
-flax)."""
+"""Truncated normal initialisation whose samples have the *requested* standard deviation, as in JAX and flax."""
 
 from __future__ import annotations
 
@@ -25,6 +24,6 @@ def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 def truncate_(uniform: Tensor, std: float) -> Tensor:
-    """Numbers uniform between -MASS and MASS become, in place, N(0, std²) cut as in `trunc_normal_`."""
+    """Map numbers uniform in (-MASS, MASS), in place, to N(0, std²) truncated as in `trunc_normal_`."""
     scale = std * _CORRECTION
     return uniform.erfinv_().mul_(math.sqrt(2.0) * scale).clamp_(-_CUT * scale, _CUT * scale)

@@ -8,23 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.composed import is_composed, is_transformed
 from models.layers.linear import ALIGNED, PADDED_ON, CastedLinear
+from models.layers.native_ops import native_ops_only, no_custom_autograd
 from models.layers.norm import rms_norm
 from models.layers.swiglu_cpu import Axis, LastAxis, Positions, fits_positions, swiglu
 
-MULTIPLE = 256  # of the published code: inner widths that GPUs like
+MULTIPLE = 256  # as published; widths that suit GPUs
 GATE_EPS = 1e-5
 
 
 def swiglu_inner_size(size: int, expansion: float, multiple: int = MULTIPLE) -> int:
-    """Inner width I: two thirds of expansion·size, rounded up to a `multiple` (512 at expansion 4 -> 1536)."""
+    """Inner width I: 2/3 of expansion·size, rounded up to a `multiple` (512 at expansion 4 -> 1536)."""
     return -(-max(1, round(expansion * size * 2 / 3)) // multiple) * multiple
 
 
 class _GatedSiLU(torch.autograd.Function):
-    """[..., 2I] (gate first) -> silu(gate) * up [..., I]; the backward pass writes both halves into one
-    buffer. On a CPU silu(gate) is kept, elsewhere it is computed again."""
+    """[..., 2I] (gate first) -> silu(gate) * up [..., I]. The backward pass writes both halves into one buffer;
+    silu(gate) is saved on a CPU and recomputed elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, fused: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ class _GatedSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
-        fused, *kept = ctx.saved_tensors
+        fused, *saved = ctx.saved_tensors
         gate, up = fused.chunk(2, dim=-1)
-        silu = kept[0] if kept else F.silu(gate)
+        silu = saved[0] if saved else F.silu(gate)
         grad_fused = torch.empty_like(fused)
         grad_gate, grad_up = grad_fused.chunk(2, dim=-1)
         torch.mul(grad, silu, out=grad_up)
@@ -50,9 +50,9 @@ class _GatedSiLU(torch.autograd.Function):
 
 
 def gated_silu(fused: Tensor) -> Tensor:
-    """silu(gate) * up of a tensor [..., 2I] whose first half is the gate; contiguous."""
+    """silu(gate) * up of a tensor [..., 2I] whose first half is the gate -> [..., I], contiguous."""
     gate, up = fused.chunk(2, dim=-1)
-    if is_composed():
+    if native_ops_only():
         return F.silu(gate) * up
     if torch.is_grad_enabled() and fused.requires_grad:
         gated: Tensor = _GatedSiLU.apply(fused)  # type: ignore[no-untyped-call]
@@ -63,8 +63,8 @@ def gated_silu(fused: Tensor) -> Tensor:
 class SwiGLU(nn.Module):
     """[..., size] -> [..., size]; `gate_up_proj` [2I, size], `down_proj` [size, I], no biases.
 
-    `gate_norm`: down(sigmoid(gate) * rms_norm(gate * up)) in place of down(silu(gate) * up). `aligned`: takes and gives
-    `padding(x)` zeros more a row.
+    `gate_norm`: down(sigmoid(gate) * rms_norm(gate * up)) instead of down(silu(gate) * up). `aligned`: rows of input
+    and output are zero-padded by `padding(x)`.
     """
 
     def __init__(
@@ -84,23 +84,23 @@ class SwiGLU(nn.Module):
         self.down_proj = CastedLinear(inner, size, pad=(self.pad, 0))
 
     def padding(self, x: Tensor) -> int:
-        """Zeros that the rows of x, [..., size], need behind them: products on a GPU are slow where `size` is odd."""
-        padded = x.device.type in PADDED_ON and x.dtype != self.down_proj.weight.dtype and not is_transformed()
+        """Zero padding that the rows of x [..., size] need: matmuls on a GPU are slow for unaligned sizes."""
+        padded = x.device.type in PADDED_ON and x.dtype != self.down_proj.weight.dtype and not no_custom_autograd()
         return self.pad if padded else 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_norm:
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
             out: Tensor = self.down_proj(torch.sigmoid(gate) * rms_norm(gate * up, GATE_EPS))
-        elif x.device.type == "cpu" and not is_composed():
+        elif x.device.type == "cpu" and not native_ops_only():
             out = self._on_cpu(x.flatten(0, -2), LastAxis).view(x.shape)
         else:
             out = self.down_proj(gated_silu(self.gate_up_proj(x)))
         return out
 
     def along_positions(self, x: Tensor) -> Tensor | None:
-        """[B, size, D] -> [B, size, D], where that is faster than two transposed copies, else None."""
-        if self.gate_norm or x.device.type != "cpu" or is_composed() or not fits_positions(x):
+        """Apply along axis 1: [B, size, D] -> [B, size, D]; None if transposed copies are faster."""
+        if self.gate_norm or x.device.type != "cpu" or native_ops_only() or not fits_positions(x):
             return None
         return self._on_cpu(x, Positions)
 

@@ -1,5 +1,4 @@
-"""RMS normalisation without a gain: y = x / sqrt(mean(x²) + eps) over the last axis, computed in at least
-float32."""
+"""RMS norm without gain: y = x / sqrt(mean(x²) + eps) over the last axis, computed in at least float32."""
 
 from __future__ import annotations
 
@@ -9,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers.composed import is_composed
+from models.layers.native_ops import native_ops_only
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Eager CPU kernel: three passes forward and two backward, a quarter of the time of the composed
-    operations.
+    """Eager CPU kernel: three passes forward and two backward, a quarter of the time of the composite operations.
 
     With r = (mean(x²) + eps)^-1/2 and y = x r the gradient is r (g - y mean(g y)), exact for any eps.
     """
@@ -34,7 +32,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _AddRMSNorm(torch.autograd.Function):
-    """The same of x + y along any axis: the sum is normalised where it lies."""
+    """RMS norm of x + y along any axis, in place in the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, eps: float, axis: int) -> Tensor:
@@ -53,7 +51,7 @@ class _AddRMSNorm(torch.autograd.Function):
 
 
 def _scale(wide: Tensor, eps: float, axis: int) -> Tensor:
-    """(mean(x²) + eps)^-1/2 over `axis`, which is kept."""
+    """(mean(x²) + eps)^-1/2 over `axis`, keepdim."""
     scale: Tensor = torch.linalg.vector_norm(wide, dim=axis, keepdim=True)
     return scale.square_().div_(wide.shape[axis]).add_(eps).rsqrt_()
 
@@ -65,19 +63,19 @@ def _gradient(grad: Tensor, y: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """Normalise [..., n] over its last axis; shape and dtype of the input are kept.
+    """Normalise x [..., n] over its last axis; keeps shape and dtype.
 
     Check: [3, 4] -> [0.84852779, 1.13137042] for eps 1e-5.
     """
-    if x.device.type == "cpu" and not is_composed():
+    if x.device.type == "cpu" and not native_ops_only():
         normed: Tensor = _RMSNorm.apply(x, eps)  # type: ignore[no-untyped-call]
         return normed
     return F.rms_norm(x, (x.shape[-1],), eps=eps)
 
 
 def add_rms_norm(x: Tensor, y: Tensor, eps: float, axis: int = -1) -> Tensor:
-    """rms_norm(x + y) over `axis`. Without a gradient y may be overwritten: nothing else may read it."""
-    if x.device.type != "cpu" or is_composed():
+    """rms_norm(x + y) over `axis`. Without gradient y may be overwritten, so the caller must not reuse it."""
+    if x.device.type != "cpu" or native_ops_only():
         if axis == -1:
             return rms_norm(x + y, eps)
         return rms_norm((x + y).transpose(axis, -1), eps).transpose(axis, -1)

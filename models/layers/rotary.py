@@ -1,8 +1,8 @@
-"""Rotary position embedding (Su et al. 2021), half-split form, over one flattened axis that counts the prefix too, or
-over the rows and columns of a square grid.
+"""Rotary position embedding (Su et al. 2021), half-split form: 1-D over the sequence including the prefix, or 2-D over
+the rows and columns of a square grid.
 
-A score of q and k depends on differences of their positions alone: 1-D on that in the sequence, 2-D on those of row
-and of column. Shapes: S positions (P of them prefix), d channels of a head, A axes.
+Attention scores depend only on relative positions: in the sequence (1-D), or of row and column (2-D).
+Shapes: S positions (P of them prefix), d channels of a head, A axes.
 """
 
 from __future__ import annotations
@@ -15,31 +15,30 @@ from torch import Tensor, nn
 
 
 def line_positions(length: int) -> Tensor:
-    """Positions of a flattened sequence, prefix included: [S, 1]."""
+    """Positions of a sequence, including the prefix: [S, 1]."""
     return torch.arange(length, device="cpu").unsqueeze(1)
 
 
 def grid_positions(side: int, prefix: int) -> Tensor:
-    """(row, column) of the cells of a side x side grid behind P prefix positions: [P + side², 2].
+    """(row, column) of the cells of a side x side grid after P prefix positions: [P + side², 2].
 
-    Prefix position k sits at (k, k) and cell (r, c) at (P + r, P + c): as in 1-D the prefix is counted, no two
-    positions coincide, and where the grid starts makes no difference among its cells.
+    Prefix position k is at (k, k), cell (r, c) at (P + r, P + c): no two positions coincide, and the offset P does not
+    matter among the cells.
     """
-    ahead = torch.arange(prefix, device="cpu")
+    diagonal = torch.arange(prefix, device="cpu")
     cells = torch.arange(side * side, device="cpu")
     rows, columns = cells // side, cells % side
-    return torch.cat((torch.stack((ahead, ahead), 1), prefix + torch.stack((rows, columns), 1)))
+    return torch.cat((torch.stack((diagonal, diagonal), 1), prefix + torch.stack((rows, columns), 1)))
 
 
 class RotaryTables(nn.Module):
-    """Tables cos and signed sin [S, 1, d] of integer `positions` [S, A]; non-persistent, so they are in no checkpoint.
+    """Tables cos and signed sin [S, 1, d] for integer `positions` [S, A]; non-persistent buffers.
 
-    Each axis turns its own n = d / A channels: the pairs (i, i + d/2) of axis a are those of i = a·n/2 .. (a+1)·n/2 - 1
-    and turn by position · theta^(-2j/n), j = 0 .. n/2 - 1. d must be a multiple of 2·A.
+    Each axis rotates its own n = d / A channels: axis a the pairs (i, i + d/2) for i = a·n/2 .. (a+1)·n/2 - 1, by
+    position · theta^(-2j/n), j = 0 .. n/2 - 1. d must be a multiple of 2·A.
 
-    They are rebuilt after every move of the module (`.to`, `.double`, `.to_empty`): a model made on the meta
-    device gets real values, and a change of dtype cannot round them. The sine table carries the minus sign of
-    the half rotation.
+    The tables are rebuilt after every `.to`, `.double` or `.to_empty`, so a model built on the meta device gets real
+    values and a change of dtype does not round them. The sine table includes the minus sign of the half rotation.
     """
 
     cos: Tensor
@@ -72,9 +71,9 @@ class RotaryTables(nn.Module):
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [..., S, h, d] by position; computed in the tables' dtype (at least float32), returned in x's.
+    """Rotate x [..., S, h, d] by position, in the dtype of the tables (at least float32); the result has x's dtype.
 
-    Swapping the halves and using the signed sine is concat(-x₂, x₁)·sin without the extra negation.
+    Rolling by half and multiplying with the signed sine equals concat(-x₂, x₁)·sin without the negation.
     Check (d=4, position 1): [1, 2, 3, 4] -> [-1.98411059, 1.95990062, 2.46237803, 4.01979971].
     """
     wide = x.to(cos.dtype)

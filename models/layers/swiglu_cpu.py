@@ -1,9 +1,8 @@
-"""SwiGLU on a CPU, eager: one function with its backward pass, along the last axis or along the positions.
+"""Eager SwiGLU for the CPU: a single autograd function, along the last axis or along the positions.
 
-Gate and up are two products, not the halves of one: the passes between products then run over whole tensors, not over
-strided halves, and without a gradient they need no memory of their own. Along the positions (TRM's mlp_t) a batched
-product reads [B, S, D] as it is, where the last axis would need two transposed copies. docs/results/bench.md has the
-figures.
+Gate and up are two matmuls rather than halves of one: elementwise passes then run over contiguous tensors, and in place
+when there is no gradient. Along the positions (TRM's mlp_t) a batched matmul reads [B, S, D] directly, where the last
+axis would need two transposed copies. Timings: docs/results/bench.md.
 
 Shapes: N rows, n in, I inner, B batch, S positions, D width.
 """
@@ -16,34 +15,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers.product import add_linear, by_onednn, linear
+from models.layers.product import add_linear, linear, uses_onednn
 
 
 class LastAxis:
-    """Products of rows x [N, n]."""
+    """Matmuls over the last axis of x [N, n]."""
 
     @staticmethod
     def product(x: Tensor, weight: Tensor) -> Tensor:
-        """weight [m, n] -> [N, m]"""
+        """x @ weightᵀ for weight [m, n] -> [N, m]."""
         return linear(x, weight)
 
     @staticmethod
     def add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """total + product(x, weight), in place."""
+        """total += product(x, weight), in place."""
         return add_linear(total, x, weight)
 
     @staticmethod
     def weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> None:
-        """Of `weight`, for the gradient [N, m] of its product with x; into out [m, n]."""
+        """Write the gradient of `weight` to out [m, n], from the gradient [N, m] of its product with x."""
         linear(grad.t(), x.t(), out)
 
 
 class Positions:
-    """Products along the second axis of x [B, S, D]."""
+    """Matmuls over the second axis of x [B, S, D]."""
 
     @staticmethod
     def product(x: Tensor, weight: Tensor) -> Tensor:
-        """weight [m, S] -> [B, m, D]"""
+        """weight @ x for weight [m, S] -> [B, m, D]."""
         return torch.bmm(weight.expand(len(x), -1, -1), x)
 
     @staticmethod
@@ -59,7 +58,7 @@ Axis = type[LastAxis] | type[Positions]
 
 
 class _SwiGLU(torch.autograd.Function):
-    """`copies`: both weights in x's dtype; gradients come back in the weights' own."""
+    """SwiGLU with `copies`, both weights in x's dtype; gradients have the dtype of the weights."""
 
     @staticmethod
     def forward(
@@ -102,7 +101,8 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, copies: tuple[Tensor, Tensor], axis: Axis) -> Tensor:
-    """down(silu(gate) * up): x [N, n] or [B, S, D], as `axis` takes it; gate_up [2I, n], down [n, I]; a new tensor."""
+    """down(silu(gate) * up) for x [N, n] (LastAxis) or [B, S, D] (Positions); gate_up [2I, n], down [n, I]. Returns a
+    new tensor."""
     if torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad or down.requires_grad):
         out: Tensor = _SwiGLU.apply(x, gate_up, down, copies, axis)  # type: ignore[no-untyped-call]
         return out
@@ -112,6 +112,6 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, copies: tuple[Tensor, Tenso
 
 
 def fits_positions(x: Tensor) -> bool:
-    """Whether `Positions` is the faster one for x [B, S, D], next to transposed copies and `LastAxis`: it is not for
-    16 or 17 positions, equal for 37, a tenth faster for 97."""
-    return x.shape[1] >= 64 and x.dtype == torch.float32 and not by_onednn(x)
+    """Whether `Positions` is faster for x [B, S, D] than transposed copies with `LastAxis`: slower at 16 or 17
+    positions, equal at 37, a tenth faster at 97."""
+    return x.shape[1] >= 64 and x.dtype == torch.float32 and not uses_onednn(x)

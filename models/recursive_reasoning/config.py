@@ -1,4 +1,4 @@
-"""Hyper-parameters of the recursive models: what all share, and each published model's own defaults. Without torch."""
+"""Hyper-parameters of the recursive models: shared keys, and the published defaults of each model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
 LatentInit = Literal["learned", "random"]
 EvalHalting = Literal["fixed", "latched"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
-# beyond these lies a slip of the pen that would build or run for hours
+# larger values are surely typos, and would build or run for hours
 _MOST = 1000
 _MOST_HEADS = 65536
 _MOST_PASSES = 10000
-_ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: a pair by position, or a pair by row and one by column
+_ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: one pair by position, or one pair each by row and column
 
 
 _NO_ATTENTION = Inert("arch.mlp_t=true", "arch.mlp_t=true: there is no attention")
@@ -36,7 +36,7 @@ _FIXED_PASSES = Inert(
 
 @dataclass(kw_only=True)
 class RecursiveConfig:
-    """Raises ValueError for values that cannot be built; the text names the override to change."""
+    """Keys shared by all recursive models. Raises ValueError for invalid values; the message names the override."""
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
         (
@@ -59,7 +59,7 @@ class RecursiveConfig:
             "forward_dtype",
         )
     )
-    """Keys of what is computed with the weights: another value needs no other weights."""
+    """Keys that do not change the weights: another value works with the same checkpoint."""
 
     H_cycles: Annotated[int, Range(1, _MOST)] = 3
     """Outer cycles per ACT step; each ends with one update of z_H."""
@@ -191,7 +191,7 @@ class RecursiveConfig:
 
     @property
     def random_start(self) -> bool:
-        """Whether latents begin at fresh random numbers."""
+        """Whether initial latents are random."""
         return self.latent_init == "random"
 
     def _fewest_positions(self) -> int:
@@ -199,18 +199,18 @@ class RecursiveConfig:
 
     @property
     def head_width(self) -> int:
-        """d: channels of one attention head."""
+        """d, the channels of one attention head."""
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
     def prefix_len(self) -> int:
-        """P: the registers without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold the
-        vector."""
+        """P: `registers` if there is no puzzle embedding, else `puzzle_emb_len`, or if that is 0 the fewest positions
+        that hold the embedding."""
         length = self.puzzle_emb_len or self._fewest_positions()
         return length if self.puzzle_emb_ndim else self.registers
 
     def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
-        """The dtype of activations; `auto` is used for forward_dtype=auto."""
+        """Dtype of the activations; `auto` if forward_dtype=auto."""
         import torch
 
         return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
@@ -218,7 +218,7 @@ class RecursiveConfig:
 
 @dataclass(kw_only=True)
 class TRMConfig(RecursiveConfig):
-    """The published TRM: 2 layers, 3 x 6 cycles, a puzzle vector spread over 16 prefix positions."""
+    """The published TRM: 2 layers, 3 x 6 cycles, a puzzle embedding in 16 prefix positions."""
 
     H_layers: Annotated[int, Inert("", "TRM has one stack, sized by arch.L_layers")] = 0
     """Always 0: TRM has one stack, sized by L_layers."""
@@ -235,8 +235,7 @@ class TRMConfig(RecursiveConfig):
 
 @dataclass(kw_only=True)
 class HRMConfig(RecursiveConfig):
-    """The published HRM: two stacks of 4 layers, 2 x 2 cycles, as few prefix positions as hold the puzzle
-    vector."""
+    """The published HRM: two stacks of 4 layers, 2 x 2 cycles, as few prefix positions as hold the puzzle embedding."""
 
     H_cycles: int = 2
     """Outer cycles per ACT step; each ends with one update of z_H."""
@@ -258,7 +257,8 @@ class HRMConfig(RecursiveConfig):
 
 @dataclass(kw_only=True)
 class TransformerBaselineConfig(RecursiveConfig):
-    """One stack, called once per step. H_cycles, L_cycles and L_layers, which recipes set for any model, do nothing."""
+    """One stack, called once per step. H_cycles, L_cycles and L_layers, which recipes set for any model, have no
+    effect."""
 
     H_cycles: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 3
     """Not used: there is one stack, called once."""
@@ -284,7 +284,7 @@ class TransformerBaselineConfig(RecursiveConfig):
 
 @dataclass(kw_only=True)
 class TRMHier6Config(TRMConfig):
-    """TRM's keys and the number of low latents."""
+    """TRM's keys, and the number of low latents."""
 
     L_latents: Annotated[int, Range(1, _MOST)] = 6
     """Number of low latents z_L1, z_L2, ... (trm_hier6 only); update i of a cycle is that of z_Li."""

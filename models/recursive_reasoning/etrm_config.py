@@ -1,4 +1,4 @@
-"""Keys of TRM with an encoder of demonstrations. Without torch."""
+"""Keys of TRM with a demonstration encoder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IN_LPN = Inert("arch.encoder_type=lpn_standard", "arch.encoder_type=lpn_standard
 IN_RECURRENT = Inert("arch.encoder_type=recurrent", "arch.encoder_type=recurrent has no latent")
 IN_PERCEIVER = Inert("arch.encoder_type=perceiver", "arch.encoder_type=perceiver has no latent")
 
-# of the encoder's own aggregation, where arch.aggregation is null
+# for the encoder's own aggregation, if arch.aggregation is null
 _MEAN = Inert("arch.aggregation=mean", "the mean of the demonstrations has no layers and no queries")
 _OF_STANDARD = Inert("arch.aggregation=null and arch.encoder_type=standard", _MEAN.why)
 _OF_LPN = Inert("arch.aggregation=null and arch.encoder_type=lpn_standard", _MEAN.why)
@@ -33,7 +33,7 @@ _OF_HYBRID = Inert("arch.aggregation=null and arch.encoder_type=hybrid_standard"
 
 @dataclass(kw_only=True)
 class TRMWithEncoderConfig(TRMConfig):
-    """TRM's keys, and those of the encoder whose context takes the place of the puzzle embedding."""
+    """TRM's keys, and those of the encoder whose context replaces the puzzle embedding."""
 
     puzzle_emb_ndim: Annotated[int, Range(0, 0, hint="the encoder makes the context"), _NO_TABLE] = 0
     """Always 0: no parameter belongs to a puzzle."""
@@ -89,13 +89,13 @@ class TRMWithEncoderConfig(TRMConfig):
 
     @property
     def prefix_len(self) -> int:
-        """P: the context."""
+        """P, the length of the context."""
         return self.context_len
 
 
 @dataclass(kw_only=True)
 class TRMWithEncoderOnlineConfig(TRMWithEncoderConfig):
-    """The same with a fixed number of steps for every example."""
+    """TRMWithEncoder's keys with a fixed number of steps per example."""
 
     num_act_steps: Annotated[int, Range(1, _MOST)] = 4
     """ACT steps of every example, in training and evaluation; the encoder runs only at the first."""

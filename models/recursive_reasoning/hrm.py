@@ -3,7 +3,7 @@
     repeat H_cycles times:  repeat L_cycles times: z_L <- L(z_L, z_H + x);   z_H <- H(z_H, z_L)
 
 Only the last L and the last H update carry a gradient (the 1-step approximation of the equilibrium gradient).
-Halting compares q_halt with q_continue, whose target needs a second pass.
+A row halts if q_halt > q_continue; the target of q_continue needs a second forward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["HRM", "HRMConfig"]
 
 
 class HRM(RecursiveModel):
-    """HRM: a stack for each latent; the last update of each carries a gradient."""
+    """HRM: one stack per latent; the last update of each carries a gradient."""
 
     Config: ClassVar = HRMConfig
 

@@ -1,6 +1,6 @@
 """Everything inside one ACT step: input embedding, recursion over the latents, output heads.
 
-Shapes: B rows, T tokens, P prefix positions, S = P + T, D width, V words, E width of the puzzle vector.
+Shapes: B rows, T tokens, P prefix positions, S = P + T, D width, V vocabulary, E width of the puzzle embedding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from models.layers import (
     CastedEmbedding,
     CastedLinear,
+    LMHead,
     ReasoningBlock,
     ReasoningStack,
     RotaryTables,
-    WordHead,
     cached_casts,
     grid_positions,
     line_positions,
@@ -30,23 +30,23 @@ from models.recursive_reasoning.act import Aux, Latents, PuzzleShape
 from models.recursive_reasoning.chains import recur_chains
 from models.recursive_reasoning.config import RecursiveConfig
 from models.recursive_reasoning.noise import NOISE_KEY, content_keys, keyed_normal, keyed_trunc_normal
-from models.recursive_reasoning.recursion import Settle, Update, recur
+from models.recursive_reasoning.recursion import PostUpdate, Update, recur
 from models.sparse_embedding import SparseEmbedding
 
 INPUT = "x"
-_Q_BIAS = -5.0  # a fresh model halts nothing before the last step
+_Q_BIAS = -5.0  # a fresh model never halts before the last step
 
 
 class RecursiveInner(nn.Module):
-    """The stacks and latents that `plan` names; the heads read latent `readout`.
+    """The stacks and latents named in `plan`, the input embedding, and the heads, which read latent `readout`.
 
-    Each latent `z_N` of the plan has a fixed random start, buffer `N_init` [D]: never trained, the same at
-    all positions. Raises ValueError when the positions do not fit the data's sequence length, and for chains of a plan
-    without a latent beside the readout.
+    Each latent `z_N` has a fixed random initial value, buffer `N_init` [D]: untrained and the same at all positions.
+    Raises ValueError if the position encoding does not fit the sequence length, or if several chains are asked of a
+    plan that has only the readout latent.
     """
 
     fills_prefix: ClassVar[bool] = True
-    """Whether the prefix is the puzzle vector, or registers; false: a subclass puts something else there."""
+    """Whether the prefix holds the puzzle embedding or registers; false: a subclass fills it."""
 
     def __init__(
         self,
@@ -81,19 +81,19 @@ class RecursiveInner(nn.Module):
             self.embed_pos = CastedEmbedding(self.length, size, init_std=std, cast_to=dtype)
         self.rotary = self._rotary(config, dtype)
 
-        called = {update.stack for update in self.plan}
+        used = {update.stack for update in self.plan}
         depths = {"H_level": config.H_layers, "L_level": config.L_layers}
-        self.stack_names = [name for name in depths if name in called]
+        self.stack_names = [name for name in depths if name in used]
         for name in self.stack_names:
             self.add_module(name, self._stack(config, depths[name], attention))
-        named = (name for update in self.plan for name in (update.target, *update.hidden, *update.injection))
-        self.latent_names = tuple(dict.fromkeys(name for name in named if name.startswith("z_")))
+        names = (name for update in self.plan for name in (update.target, *update.hidden, *update.injection))
+        self.latent_names = tuple(dict.fromkeys(name for name in names if name.startswith("z_")))
         if self.chains > 1 and self.latent_names == (readout,):
-            raise ValueError(f"arch.chains={self.chains}: this model has no latent beside {readout}: leave it at 1")
+            raise ValueError(f"arch.chains={self.chains}: the only latent of this model is {readout}: leave it at 1")
         for name in self.latent_names:
             self.register_buffer(_init_name(name), trunc_normal_(torch.empty(size), 1.0))
 
-        self.lm_head = WordHead(size, shape.vocab_size)
+        self.lm_head = LMHead(size, shape.vocab_size)
         self.q_head = CastedLinear(size, 2, bias=True)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, _Q_BIAS)  # type: ignore[arg-type]
@@ -137,33 +137,35 @@ class RecursiveInner(nn.Module):
     # One ACT step, in order
 
     def casts(self) -> AbstractContextManager[None]:
-        """Block in which the weights' copies in the compute dtype are made once and reused."""
+        """Context in which each weight is cast to the compute dtype once and the copy reused."""
         return cached_casts(self, self.dtype)
 
     def initial(self, rows: int) -> dict[str, Tensor]:
-        """The start of every latent, [B, S, D] (a broadcast view) in the compute dtype."""
+        """Initial latents by name, [B, S, D] (broadcast views) in the compute dtype."""
         starts = {name: self.get_buffer(_init_name(name)).to(self.dtype) for name in self.latent_names}
         return {name: start.expand(rows, self.length, -1) for name, start in starts.items()}
 
     @property
-    def draws(self) -> bool:
-        """Whether its rows need keys: latents begin at random, updates are noisy, or there are several chains."""
+    def needs_keys(self) -> bool:
+        """Whether rows need random keys: for random initial latents, update noise, or several chains."""
         return self.random_start or self.update_noise > 0.0 or self.chains > 1
 
-    def keyed(self, start: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
-        """The start of rows [B] with their keys, of fresh numbers where latents begin at random; without `keys` (in
-        evaluation) each row's follows from its `inputs` [B, T]."""
-        keys = content_keys(inputs) if keys is None else keys
-        drawn = self.drawn(keys, self.latent_names) if self.random_start else {}
-        return {**start, **drawn, NOISE_KEY: keys}
+    def seeded(self, start: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
+        """Add the keys of the rows to their initial state `start`, and draw the latents if they start at random.
 
-    def drawn(self, keys: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """TruncN(0, 1) for latents `names` of rows with `keys` [B], [B, S, D] each, in the compute dtype."""
+        Without `keys` [B] (in evaluation) they are derived from `inputs` [B, T].
+        """
+        keys = content_keys(inputs) if keys is None else keys
+        latents = self.random_latents(keys, self.latent_names) if self.random_start else {}
+        return {**start, **latents, NOISE_KEY: keys}
+
+    def random_latents(self, keys: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Draw latents `names` from TruncN(0, 1) by `keys` [B]: [B, S, D] each, in the compute dtype."""
         shape, order = (self.length, self.embed_tokens.embedding_weight.shape[1]), self.latent_names
         return {name: keyed_trunc_normal(keys, -1 - order.index(name), shape).to(self.dtype) for name in names}
 
     def embed(self, data: Mapping[str, Tensor]) -> Tensor:
-        """inputs [B, T] and puzzle_identifiers [B] -> x [B, S, D], scaled by sqrt(D)."""
+        """Embed inputs [B, T] and puzzle_identifiers [B] -> x [B, S, D], scaled by sqrt(D)."""
         x = self.embed_tokens(data["inputs"])
         if self.puzzle_emb is not None:
             vector = self.puzzle_emb(data["puzzle_identifiers"]).to(self.dtype)  # [B, E]
@@ -171,78 +173,77 @@ class RecursiveInner(nn.Module):
             x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
         if self.registers is not None:
             x = torch.cat((self.registers.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
-        return self.placed(x)
+        return self.add_positions(x)
 
-    def placed(self, x: Tensor) -> Tensor:
-        """Prefix and embedded tokens [B, S, D] with learned positions, where there are any, scaled by sqrt(D)."""
+    def add_positions(self, x: Tensor) -> Tensor:
+        """Add learned position embeddings, if any, to prefix and tokens [B, S, D], and scale by sqrt(D)."""
         if self.embed_pos is not None:
-            x = 0.707106781 * (x + self.embed_pos.table())  # keeps the variance of the sum at that of one summand
+            x = 0.707106781 * (x + self.embed_pos.table())  # 1/sqrt(2) keeps the variance
         out: Tensor = self.scale * x
         return out
 
     def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Aux]:
-        """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a graph; of
-        several chains those of the one that is surest of its answer."""
+        """All updates of one ACT step: (new latents, aux). Only the last `window` updates build a graph. With several
+        chains, the one of largest q_halt wins."""
         values = {**latents, INPUT: x}
-        return self.moved(self.updated(values) if self.chains == 1 else recur_chains(self, values)), {}
+        return self.next_latents(self.run_plan(values) if self.chains == 1 else recur_chains(self, values)), {}
 
     def recur_winner(self, latents: Mapping[str, Tensor], x: Tensor, labels: Tensor) -> tuple[Latents, Aux]:
-        """As `recur`, of several chains the one whose answer is nearest to `labels` [B, T]: training."""
-        return self.moved(recur_chains(self, {**latents, INPUT: x}, labels)), {}
+        """As `recur` with several chains, but the one of lowest cross-entropy to `labels` [B, T] wins (training)."""
+        return self.next_latents(recur_chains(self, {**latents, INPUT: x}, labels)), {}
 
-    def moved(self, values: Mapping[str, Tensor]) -> Latents:
-        """The latents of `values` after an ACT step, and the key of the next."""
-        key = {NOISE_KEY: values[NOISE_KEY] + 1} if self.draws else {}
+    def next_latents(self, values: Mapping[str, Tensor]) -> Latents:
+        """The latents among `values`, and the random key of the next ACT step."""
+        key = {NOISE_KEY: values[NOISE_KEY] + 1} if self.needs_keys else {}
         return {name: values[name] for name in self.latent_names} | key
 
-    def updated(self, values: Mapping[str, Tensor], first: int = 0, end: int | None = None) -> dict[str, Tensor]:
-        """The plan, or its updates from `first` to before `end`, run on `values`: latents and every input that it
-        names."""
+    def run_plan(self, values: Mapping[str, Tensor], first: int = 0, end: int | None = None) -> dict[str, Tensor]:
+        """Run updates `first` to `end` (exclusive) of the plan on `values`, the latents and inputs that it names."""
         rope = None if self.rotary is None else self.rotary()
 
         def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
             out: Tensor = self.get_submodule(stack)(hidden, injection, rope)
             return out
 
-        return recur(self.plan[first:end], self.window, values, call, self._settle(values), first)
+        return recur(self.plan[first:end], self.window, values, call, self._post_update(values), first)
 
-    def _settle(self, values: Mapping[str, Tensor]) -> Settle | None:
-        """z <- damping z + (1 - damping) f(z) + update_noise eps, eps standard normal; None where that is f(z)."""
+    def _post_update(self, values: Mapping[str, Tensor]) -> PostUpdate | None:
+        """z <- damping z + (1 - damping) f(z) + update_noise eps, eps standard normal; None if that is just f(z)."""
         if not (self.damping or self.update_noise):
             return None
 
-        def settle(number: int, before: Tensor, made: Tensor) -> Tensor:
-            after = torch.lerp(made, before, self.damping) if self.damping else made
+        def post_update(number: int, old: Tensor, out: Tensor) -> Tensor:
+            new = torch.lerp(out, old, self.damping) if self.damping else out
             if self.update_noise:
-                noise = keyed_normal(values[NOISE_KEY], number, made.shape[1:])
-                after = after + self.update_noise * noise.to(after.dtype)
-            return after
+                noise = keyed_normal(values[NOISE_KEY], number, out.shape[1:])
+                new = new + self.update_noise * noise.to(new.dtype)
+            return new
 
-        return settle
+        return post_update
 
     def logits(self, latents: Mapping[str, Tensor]) -> Tensor:
-        """Latents -> logits [B, T, V] in the compute dtype (the prefix is dropped before the projection)."""
+        """Logits [B, T, V] in the compute dtype; the prefix is dropped before the projection."""
         out: Tensor = self.lm_head(latents[self.readout][:, self.prefix_len :])
         return out
 
     def q_values(self, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Latents -> (q_halt [B], q_continue [B]) read at position 0, at least float32."""
+        """(q_halt [B], q_continue [B]), read at position 0, at least float32."""
         q: Tensor = self.q_head(latents[self.readout][:, 0])
         halt, proceed = q.to(torch.promote_types(q.dtype, torch.float32)).unbind(-1)
         return halt, proceed
 
     def episode_aux(self, latents: Mapping[str, Tensor]) -> Aux:
-        """What the loss reads of a whole episode in evaluation: nothing here."""
+        """Extra tensors for the loss of a whole episode in evaluation; none here."""
         return {}
 
     # Facts about the model
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of all stacks, each one compile unit."""
+        """Compile units: the blocks of all stacks."""
         return [block for name in self.stack_names for block in self.get_submodule(name).layers]  # type: ignore[union-attr]
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
-        """The blocks' matrices by name, and the rows of each where one parameter stacks several (else none)."""
+        """Matrices of the blocks by name: the rows of each matrix stacked in the parameter, else ()."""
         matrices: dict[str, tuple[int, ...]] = {}
         for name in self.stack_names:
             for number, block in enumerate(self.get_submodule(name).layers):  # type: ignore[arg-type]
@@ -251,8 +252,7 @@ class RecursiveInner(nn.Module):
         return matrices
 
     def flops(self, plan: Sequence[Update], window: int) -> tuple[int, int]:
-        """Operations per row of one ACT step of these updates: (all of them forward, those of the gradient window
-        forward)."""
+        """Forward FLOPs per row of one ACT step: (of all updates, of those in the gradient window)."""
         cost = {name: sum(b.flops() for b in self.get_submodule(name).layers) for name in self.stack_names}  # type: ignore[union-attr]
         costs = [cost[update.stack] for update in plan]
         return sum(costs), sum(costs[len(costs) - window :])

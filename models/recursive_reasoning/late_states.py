@@ -1,4 +1,4 @@
-"""Late states: in some training steps the rows that begin an example are as deep as no episode is (B rows)."""
+"""Late states: in some training steps, fresh rows first take extra ACT steps without gradient. B rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from models.recursive_reasoning.recursion import where_rows
 
 
 @torch.no_grad()
-def rolled_on(inner: Any, latents: Mapping[str, Tensor], x: Tensor, fresh: Tensor, steps: int) -> dict[str, Tensor]:
-    """Latents of which the `fresh` rows [B] have taken `steps` ACT steps over x [B, S, D], without gradient.
+def burn_in(inner: Any, latents: Mapping[str, Tensor], x: Tensor, fresh: Tensor, steps: int) -> dict[str, Tensor]:
+    """Advance the `fresh` rows [B] by `steps` ACT steps over x [B, S, D], without gradient; returns all latents.
 
-    On a CPU only those rows are computed; elsewhere all, so that nothing waits for their number.
+    On a CPU only those rows are computed. Elsewhere all are, since selecting rows would synchronise with the device.
     """
-    some = x.device.type == "cpu"
-    rows: Any = fresh.nonzero()[:, 0] if some else slice(None)
-    if some and not len(rows):
+    on_cpu = x.device.type == "cpu"
+    rows: Any = fresh.nonzero()[:, 0] if on_cpu else slice(None)
+    if on_cpu and not len(rows):
         return dict(latents)
-    moved = {name: latent[rows] for name, latent in latents.items()}
+    advanced = {name: latent[rows] for name, latent in latents.items()}
     for _ in range(steps):
-        moved, _ = inner.recur(moved, x[rows])
-    if some:
-        return {name: latent.index_copy(0, rows, moved[name]) for name, latent in latents.items()}
-    return {name: where_rows(fresh, moved[name], latent) for name, latent in latents.items()}
+        advanced, _ = inner.recur(advanced, x[rows])
+    if on_cpu:
+        return {name: latent.index_copy(0, rows, advanced[name]) for name, latent in latents.items()}
+    return {name: where_rows(fresh, advanced[name], latent) for name, latent in latents.items()}

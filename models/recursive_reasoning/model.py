@@ -1,4 +1,4 @@
-"""A model of the family: a config, an order of updates, and the ACT wrapper around what they make."""
+"""Base class of the recursive models: a config, a plan of updates, and the ACT wrapper around them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from models.recursive_reasoning.recursion import Depth
 
 
 class RecursiveModel(ACTModel, Pretrained):
-    """`Model(config, shape)`; builds under `torch.device("meta")`. Raises ValueError for a shape that the config
-    does not fit.
+    """`Model(config, shape)`; can be built under `torch.device("meta")`. A subclass defines `Config` and `cycles`.
 
-    `auto_dtype` is the compute dtype of forward_dtype=auto, `attention` one of auto, sdpa, math, flash. A subclass
-    gives `Config` and `cycles`; float64 compute makes the parameters float64 too.
+    `auto_dtype` is the compute dtype for forward_dtype=auto, `attention` one of auto, sdpa, math, flash. With float64
+    compute the parameters are float64 too. Raises ValueError if the config does not fit the shape.
     """
 
     Config: ClassVar[type[RecursiveConfig]]
     Inner: ClassVar[type[RecursiveInner]] = RecursiveInner
     readout: ClassVar[str] = "z_H"
-    """The latent that the output heads read."""
+    """Name of the latent that the output heads read."""
 
     def __init__(
         self,
@@ -35,10 +34,10 @@ class RecursiveModel(ACTModel, Pretrained):
         auto_dtype: torch.dtype = torch.float32,
         attention: str = "auto",
     ) -> None:
-        updates, window = self.cycles(config)
+        plan, window = self.cycles(config)
         dtype = config.compute_dtype(auto_dtype)
         inner = self.Inner(
-            config, shape, plan=updates, window=window, dtype=dtype, attention=attention, readout=self.readout
+            config, shape, plan=plan, window=window, dtype=dtype, attention=attention, readout=self.readout
         )
         super().__init__(
             inner,
@@ -50,44 +49,44 @@ class RecursiveModel(ACTModel, Pretrained):
         self.config, self.shape = config, shape
         stages = [(float(s[0]), int(s[1]), int(s[2])) for s in config.cycles_schedule or ()]
         self._stages = [
-            (begins, self.cycles(replace(config, L_cycles=low, H_cycles=high, cycles_schedule=None)))
-            for begins, low, high in stages
+            (start, self.cycles(replace(config, L_cycles=low, H_cycles=high, cycles_schedule=None)))
+            for start, low, high in stages
         ]
-        self._full, self._progress = (inner.plan, inner.window), 0.0
+        self._full_depth, self._progress = (inner.plan, inner.window), 0.0
         if dtype == torch.float64:
             self.double()
 
     def set_progress(self, share: float) -> None:
-        """Training has come to this share of the run, 0 to 1: it goes as deep as `cycles_schedule` has it there."""
+        """Set the depth that `cycles_schedule` has at this share of the run, 0 to 1."""
         self._progress = share
-        self._choose_depth()
+        self._update_depth()
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module; evaluations are always at full depth."""
+        """As nn.Module. Evaluation always runs at full depth."""
         super().train(mode)
-        self._choose_depth()
+        self._update_depth()
         return self
 
-    def _choose_depth(self) -> None:
-        begun = [stage for stage in self._stages if self.training and stage[0] <= self._progress]
-        self.inner.plan, self.inner.window = begun[-1][1] if begun else self._full
+    def _update_depth(self) -> None:
+        started = [stage for stage in self._stages if self.training and stage[0] <= self._progress]
+        self.inner.plan, self.inner.window = started[-1][1] if started else self._full_depth
 
     @property
     def depth(self) -> Depth:
-        """As ACTModel; whatever the depth of training is at present."""
-        return self._full
+        """The full depth, whatever the current stage of training."""
+        return self._full_depth
 
     @property
     def stages(self) -> list[tuple[float, Depth]]:
-        """As ACTModel: those of `cycles_schedule`, or the whole run at full depth."""
+        """The stages of `cycles_schedule`, or one stage at full depth."""
         return self._stages or super().stages
 
     @property
     def late_states(self) -> tuple[float, list[int]]:
-        """Probability that a training step has `late_steps`, and the numbers that are drawn from."""
+        """(probability that a training step has late states, numbers of extra ACT steps to draw from)."""
         return self.config.late_states, self.config.late_steps
 
     @staticmethod
     def cycles(config: Any) -> Depth:
-        """(the updates of one ACT step in order, how many of the last ones carry a gradient)."""
+        """The plan of one ACT step, and how many of its last updates carry a gradient."""
         raise TypeError("a model of this family defines cycles(config)")

@@ -1,12 +1,12 @@
-"""Models as folders that others load: `save_pretrained` and `from_pretrained`, the puzzle table apart from the trunk.
+"""Save and load models as folders: `save_pretrained`, `from_pretrained`, `push_to_hub`.
 
-    FOLDER/config.json                 class, hyper-parameters, shape of the data
+    FOLDER/config.json                 class, hyper-parameters, data shape
     FOLDER/model.safetensors           the trunk: everything but the puzzle table
-    FOLDER/puzzle_table.safetensors    the table [N, E]; may be left out
+    FOLDER/puzzle_table.safetensors    the table [N, E]; optional
     FOLDER/README.md                   the model card
 
-The table of ARC-AGI-1 has 1.8 GB, the trunk 27 MB. Who adapts a model to new puzzles needs the trunk alone; who loads
-the table maps it into memory, where only the rows that are used are read. Both files hold tensors and nothing else.
+The puzzle table is a separate file (1.8 GB for ARC-AGI-1, the trunk 27 MB): adapting a model to new puzzles needs only
+the trunk. The table is memory-mapped, so only rows that are used are read. Both files hold tensors only, no pickle.
 """
 
 from __future__ import annotations
@@ -33,22 +33,21 @@ from models.recursive_reasoning.act import PuzzleShape
 FORMAT = 1
 CONFIG, TRUNK, TABLE_FILE, CARD = "config.json", "model.safetensors", "puzzle_table.safetensors", "README.md"
 TABLE = "inner.puzzle_emb.weights"
-_LARGEST = 1 << 20  # bytes of a config
-_LONGEST, _MOST_ROWS = 1 << 20, 1 << 28  # tokens of an example, puzzles: beyond lies a damaged file
+_MAX_BYTES = 1 << 20  # of a config
+_MAX_LENGTH, _MAX_ROWS = 1 << 20, 1 << 28  # tokens per example, puzzles: more means a damaged file
 _CLASS = re.compile(r"recursive_reasoning\.(\w+)@(\w+)")
 
 
 class Pretrained(nn.Module):
-    """What `RecursiveModel` has of it. `config` and `shape` are those that the model was made with."""
+    """Mixin that saves and loads a model with the `config` and `shape` it was built with."""
 
     config: Any
     shape: PuzzleShape
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None, puzzle_table: bool = True) -> None:
-        """Write the folder, whole or not at all; `card` is the text of its README.md, `puzzle_table` false leaves the
-        table out.
+        """Write the folder atomically. `card` is the text of README.md; `puzzle_table=False` leaves out the table.
 
-        Raises: FileExistsError where there is something of that name; OSError.
+        Raises: FileExistsError if the folder exists; OSError.
         """
         final = Path(os.path.abspath(folder))
         if final.exists():
@@ -57,7 +56,7 @@ class Pretrained(nn.Module):
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.tmp-", dir=final.parent))
         try:
             self._write(temporary, card or self.model_card(final.name), puzzle_table)
-            temporary.chmod(0o755)  # made for its owner alone
+            temporary.chmod(0o755)  # mkdtemp makes it private
             os.rename(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -72,11 +71,11 @@ class Pretrained(nn.Module):
         for name, tensors in parts.items():
             try:
                 save_file(tensors, folder / name, metadata={"format": "pt"})
-            except SafetensorError as error:  # a full disk, of which the library's text alone holds the number
+            except SafetensorError as error:  # e.g. a full disk; the errno is only in the message
                 number = re.search(r"\(os error (\d+)\)", str(error))
                 code = int(number[1]) if number else errno.EIO
                 raise OSError(code, os.strerror(code), str(folder / name)) from error
-            (folder / name).chmod(0o644)  # the library makes it private
+            (folder / name).chmod(0o644)  # safetensors makes it private
         module = type(self).__module__.removeprefix("models.")
         about = {
             "format": FORMAT,
@@ -97,14 +96,14 @@ class Pretrained(nn.Module):
         auto_dtype: torch.dtype = torch.float32,
         attention: str = "auto",
     ) -> Self:
-        """The model in a folder, or in a repository of the Hugging Face Hub (`user/name` at `revision`), to evaluate.
+        """Load a model, in eval mode, from a folder or a Hugging Face Hub repository (`user/name` at `revision`).
 
-        `puzzle_identifiers` gives it a new table of so many rows, each the mean of the stored ones (zeros without any),
-        as the public code does for a table of other data. Else the stored table is mapped into memory. Called on the
-        base class it makes whatever class config.json names.
+        `puzzle_identifiers` creates a new table of that many rows, each the mean of the stored ones (zeros if there is
+        no stored table), as the public code does for other data. Otherwise the stored table is memory-mapped. Called on
+        the base class it builds the class named in config.json.
 
-        Raises: ValueError, one line, for a folder that is none or is damaged, or another class; ImportError with the
-        command that installs the Hub's library.
+        Raises: ValueError, in one line, for a missing or damaged folder or another class; ImportError with the command
+        that installs the Hub's library.
         """
         folder = _folder(source, revision)
         about = _read_config(folder / CONFIG)
@@ -114,9 +113,9 @@ class Pretrained(nn.Module):
         try:
             shape = PuzzleShape(**about["shape"])
             _check_shape(shape)
-            small = dataclasses.replace(shape, num_puzzle_identifiers=1)  # its table is replaced
+            small = dataclasses.replace(shape, num_puzzle_identifiers=1)  # the table is replaced below
             config, trunk = _nested(kind.Config, about["config"]), _read(folder / TRUNK)
-            with torch.device("meta"):  # what does not fit the weights takes no memory
+            with torch.device("meta"):  # check before allocating memory
                 _check_trunk(kind(config, small), trunk, folder / TRUNK)
             model = kind(config, small, auto_dtype=auto_dtype, attention=attention)
             model.load_state_dict(trunk, strict=False)
@@ -130,14 +129,14 @@ class Pretrained(nn.Module):
         if model.puzzle_emb is not None:
             size = (shape.num_puzzle_identifiers, model.puzzle_emb.weights.shape[1])
             model.puzzle_emb.weights = _table(folder / TABLE_FILE, size, rows, fresh=puzzle_identifiers is not None)
-        made: Self = model.eval()
-        return made
+        loaded: Self = model.eval()
+        return loaded
 
     def push_to_hub(
         self, repository: str, *, card: str | None = None, puzzle_table: bool = True, **options: Any
     ) -> str:
-        """Upload what `save_pretrained` writes; `options` go to `HfApi.create_repo` (private=True, e.g.). Returns the
-        address. Raises: ImportError with the command that installs the Hub's library."""
+        """Upload what `save_pretrained` writes and return the URL; `options` go to `HfApi.create_repo` (e.g.
+        private=True). Raises: ImportError with the command that installs the Hub's library."""
         hub = _hub(repository)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / repository.rpartition("/")[2]
@@ -148,7 +147,7 @@ class Pretrained(nn.Module):
 
     @property
     def facts(self) -> dict[str, str]:
-        """Name -> value of the facts about the model in its card."""
+        """Facts for the model card, by name."""
         table = self.state_dict().get(TABLE)
         return {
             "class": f"`{type(self).__module__}.{type(self).__name__}`",
@@ -159,16 +158,16 @@ class Pretrained(nn.Module):
 
     @property
     def tags(self) -> list[str]:
-        """For the Hub."""
+        """Tags of the model card."""
         return ["recursive-reasoning", type(self).__module__.rpartition(".")[2]]
 
     def loading(self, name: str) -> str:
-        """Python that loads the folder or repository `name`."""
+        """Python code that loads the folder or repository `name`."""
         kind = type(self)
         return f'from {kind.__module__} import {kind.__name__}\n\nmodel = {kind.__name__}.from_pretrained("{name}")'
 
     def model_card(self, name: str) -> str:
-        """The text of README.md: what the model is, how to load it. scripts/convert.py writes that of a run."""
+        """The text of README.md: facts, and how to load the model. For a run scripts/convert.py writes a longer one."""
         rows = "\n".join(f"| {key} | {value} |" for key, value in self.facts.items())
         return f"""---
 library_name: loopforge
@@ -209,8 +208,8 @@ def _hub(repository: str) -> Any:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
-            text = stream.read(_LARGEST + 1)
-        about: Any = json.loads(text) if len(text) <= _LARGEST else None
+            text = stream.read(_MAX_BYTES + 1)
+        about: Any = json.loads(text) if len(text) <= _MAX_BYTES else None
     except (OSError, ValueError, RecursionError):
         about = None
     kinds = {"format": int, "class": str, "config": dict, "shape": dict}
@@ -222,7 +221,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _class_of(name: str, path: Path) -> Any:
-    """Only a model of this package: a config may come from anywhere."""
+    """The class `name`. Only models of this package are allowed, since a config may come from anywhere."""
     match = _CLASS.fullmatch(name)
     kind = None
     if match and importlib.util.find_spec(f"{__package__}.{match[1]}") is not None:
@@ -233,18 +232,18 @@ def _class_of(name: str, path: Path) -> Any:
 
 
 def _nested(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass from plain values, blocks within it as the dataclasses that its fields declare."""
-    made = dict(values)
+    """Build a dataclass from plain values, including nested dataclasses."""
+    fields = dict(values)
     for name, hint in typing.get_type_hints(kind).items():
         inner = [part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)]
-        if inner and isinstance(made.get(name), dict):
-            made[name] = _nested(typing.cast(type, inner[0]), made[name])
-    return kind(**made)
+        if inner and isinstance(fields.get(name), dict):
+            fields[name] = _nested(typing.cast(type, inner[0]), fields[name])
+    return kind(**fields)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        if not path.is_file():  # a pipe would hold us up
+        if not path.is_file():  # a pipe would block
             raise OSError("it is missing")
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -253,9 +252,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _check_shape(shape: PuzzleShape) -> None:
     for name, value in dataclasses.asdict(shape).items():
-        most = {"seq_len": _LONGEST, "num_puzzle_identifiers": _MOST_ROWS}.get(name, 1 << 31)
-        if type(value) is not int or not (name != "pad_id") <= value <= most:
-            raise ValueError(f"{name} is {value!r:.40}, expected a whole number up to {most}")
+        limit = {"seq_len": _MAX_LENGTH, "num_puzzle_identifiers": _MAX_ROWS}.get(name, 1 << 31)
+        if type(value) is not int or not (name != "pad_id") <= value <= limit:
+            raise ValueError(f"{name} is {value!r:.40}, expected a whole number up to {limit}")
 
 
 def _check_trunk(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -269,7 +268,7 @@ def _check_trunk(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
 
 
 def _table(path: Path, size: tuple[int, int], rows: int, *, fresh: bool) -> Tensor:
-    """The stored table [N, E] as it is in the file, or `rows` new rows. Raises: ValueError."""
+    """The stored table [N, E], or with `fresh` a new one of `rows` rows. Raises: ValueError."""
     if not path.exists():
         return torch.zeros(rows, size[1])
     table = _read(path).get(TABLE)

@@ -1,9 +1,9 @@
-"""The one recursion engine of the family: latents by name, a plan of updates, and how many of the last carry
-a gradient.
+"""The recursion shared by all models of this family: named latents, a plan of updates, and the number of final updates
+that carry a gradient.
 
-A variant is only a plan. TRM: one stack, the whole last cycle with gradient. HRM: two stacks, the last two
-updates. An update reads latents and inputs from one name space, so a further input (e.g. a goal) is one more
-name in a plan.
+A variant is just a plan. TRM: one stack, gradient through the whole last cycle. HRM: two stacks, gradient through the
+last two updates. Updates read latents and inputs by name, so another input (e.g. a goal) is one more name in a plan.
+Shapes: B rows, S positions, D width.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 Call = Callable[[str, Tensor, Tensor | None], Tensor]
 """(stack name, hidden [B,S,D], injection [B,S,D] or None) -> [B,S,D]."""
-Settle = Callable[[int, Tensor, Tensor], Tensor]
-"""(number of the update, its latent before, what the stack made of it) -> the latent after, [B,S,D] each."""
+PostUpdate = Callable[[int, Tensor, Tensor], Tensor]
+"""(update index, old latent, stack output) -> new latent, [B,S,D] each."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """values[target] <- stack(sum of `hidden`, sum of `injection`); the names are latents or inputs."""
+    """values[target] <- stack(sum of `hidden`, sum of `injection`). Names refer to latents or inputs."""
 
     stack: str
     target: str
@@ -31,11 +31,11 @@ class Update:
 
 
 Depth = tuple[Sequence[Update], int]
-"""The updates of one ACT step in order, and how many of the last ones carry a gradient."""
+"""(the updates of one ACT step in order, how many of the last ones carry a gradient)."""
 
 
 def cycle_plan(H_cycles: int, L_cycles: int, low: Update, high: Update) -> tuple[Update, ...]:
-    """H_cycles times (L_cycles times `low`, then `high`)."""
+    """Repeat H_cycles times: L_cycles times `low`, then `high`."""
     return ((low,) * L_cycles + (high,)) * H_cycles
 
 
@@ -44,28 +44,32 @@ def recur(
     window: int,
     values: Mapping[str, Tensor],
     call: Call,
-    settle: Settle | None = None,
+    post_update: PostUpdate | None = None,
     first: int = 0,
 ) -> dict[str, Tensor]:
-    """Run the plan, whose updates are numbered from `first`; only its last `window` build a graph. Returns all values,
-    the updated latents among them."""
+    """Run the plan; only its last `window` updates build a graph. Updates are numbered from `first`.
+
+    Returns `values` with the updated latents.
+    """
     state = dict(values)
     numbered = list(enumerate(plan, first))
     split = max(0, len(plan) - window)
     with torch.no_grad():
-        _run(numbered[:split], state, call, settle)
-    _run(numbered[split:], state, call, settle)
+        _run(numbered[:split], state, call, post_update)
+    _run(numbered[split:], state, call, post_update)
     return state
 
 
-def _run(plan: Sequence[tuple[int, Update]], values: dict[str, Tensor], call: Call, settle: Settle | None) -> None:
-    sums: dict[tuple[str, ...], Tensor] = {}  # an injection is summed once until one of its summands changes
+def _run(
+    plan: Sequence[tuple[int, Update]], values: dict[str, Tensor], call: Call, post_update: PostUpdate | None
+) -> None:
+    sums: dict[tuple[str, ...], Tensor] = {}  # injections, reused until one of their summands changes
     for number, update in plan:
         names = update.injection
         if names and names not in sums:
             sums[names] = _sum(values, names)
-        made = call(update.stack, _sum(values, update.hidden), sums.get(names))
-        values[update.target] = made if settle is None else settle(number, values[update.target], made)
+        out = call(update.stack, _sum(values, update.hidden), sums.get(names))
+        values[update.target] = out if post_update is None else post_update(number, values[update.target], out)
         sums = {names: total for names, total in sums.items() if update.target not in names}
 
 
@@ -76,6 +80,6 @@ def _sum(values: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
     return total
 
 
-def where_rows(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Row by row of `one` where `chosen` [B] bool, else of `other`: [B, ...]."""
-    return torch.where(chosen.view(-1, *[1] * (one.dim() - 1)), one, other)
+def where_rows(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Rows of `a` [B, ...] where `mask` [B] is true, rows of `b` elsewhere."""
+    return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)

@@ -1,7 +1,7 @@
-"""A manager over HRM's two levels: the slow latent names a direction, the fast one is asked to move along it.
+"""A manager for HRM's two levels: the slow latent sets a direction as goal, and the fast latent should move along it.
 
-After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161). Carried is the manager's state h, never its goal: goal
-and gate are computed anew from h at every pass, so each pass that uses a goal gives the manager a gradient.
+After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161). The carry holds the manager's state h, not its goal:
+goal and gate are recomputed from h at every pass, so every pass that uses a goal gives the manager a gradient.
 
     g = unit(W_g h + b_g)      a = sigmoid((w_a h + b_a) / temperature)      input of z_L:  z_H + x + a·scale·√G·V_L g
 
@@ -23,18 +23,18 @@ from models.recursive_reasoning.subgoal_config import SubgoalConfig
 __all__ = ["SubgoalConfig", "SubgoalHead", "alignment"]
 
 State = dict[str, Tensor]
-SMALL = 1e-4  # shorter vectors have no direction: below it the gradient of a unit vector would explode
+SMALL = 1e-4  # shorter vectors count as without direction: the gradient of normalising them would explode
 EPISODE = ("active", "cos", "cos_own", "gate", "gated_cos")
 
 
 class SubgoalHead(nn.Module):
-    """Goal, gate and injection, and the state of each row, all in at least float32.
+    """Goal, gate and injection, and the manager state of each row, all in at least float32.
 
-    State, zero where a row begins an example: `subgoal_pass` [B] passes taken, `subgoal_active` [B] whether it has a
-    goal, `subgoal_h` [B,D] manager state when that was given, `subgoal_goal` [B,G] its value then, `subgoal_dwell` [B]
-    passes under it, `subgoal_past` [B,C,G] worker states that ways are measured from, `subgoal_episode` [B,5] sums over
-    the passes of an evaluation (`EPISODE`). With an objective of the manager's own also `subgoal_loss` [B], the token
-    loss of the row when its goal was given: the loss head writes it.
+    State, zero for fresh rows: `subgoal_pass` [B] passes taken, `subgoal_active` [B] whether there is a goal,
+    `subgoal_h` [B,D] manager state when the goal was set, `subgoal_goal` [B,G] its value then, `subgoal_dwell` [B]
+    passes since, `subgoal_past` [B,C,G] worker states from which displacements are measured, `subgoal_episode` [B,5]
+    sums over the passes of an evaluation (`EPISODE`). If the manager has its own objective also `subgoal_loss` [B], the
+    token loss of the row when its goal was set, which the loss head writes.
     """
 
     def __init__(self, config: SubgoalConfig, *, max_steps: int) -> None:
@@ -58,17 +58,17 @@ class SubgoalHead(nn.Module):
 
     @property
     def source(self) -> str:
-        """Where goals come from in the present mode."""
+        """Source of the goals in the current mode (training or evaluation)."""
         own = self.config.goal_source
         return own if self.training or self.eval_source == "same" else self.eval_source
 
     @property
-    def draws(self) -> bool:
-        """Whether rows draw random directions, even if unused: those that training drew are changed."""
+    def samples_goals(self) -> bool:
+        """Whether rows draw random goals; also in controls that alter the random goals of training."""
         return self.source == "random" or (self.config.goal_source == "random" and self.source != "learned")
 
     def initial(self, rows: int) -> State:
-        """The state of rows that begin an example, on the device of the weights."""
+        """State of fresh rows, on the device of the weights."""
         weight, config = self.goal_proj.weight, self.config
 
         def zeros(*shape: int, dtype: torch.dtype = weight.dtype) -> Tensor:
@@ -85,7 +85,7 @@ class SubgoalHead(nn.Module):
             **({"subgoal_loss": zeros()} if config.aims else {}),
         }
 
-    # Before a pass: what the worker is given
+    # Before a pass: the goals of the worker
 
     def goals(self, h: Tensor) -> Tensor:
         """Manager states [B, D] -> goals [B, G]."""
@@ -93,9 +93,9 @@ class SubgoalHead(nn.Module):
         return _unit(goal) if self.config.normalize_goal else goal
 
     def steer(self, state: Mapping[str, Tensor], real: Tensor) -> State:
-        """State before a pass -> `active` [B], `own` [B,G] its goal, `goal` [B,G] the one it is given, `gate` [B];
-        with an objective of the manager's own also `aim` [B,G], the goal with its gradient. `real` [B]: rows that hold
-        an example; they come first."""
+        """State before a pass -> `active` [B], `own` [B,G] the row's goal, `goal` [B,G] the one used (another in
+        controls), `gate` [B]; if the manager has its own objective also `aim` [B,G], the goal with its gradient.
+        `real` [B]: false for padding rows, which come last."""
         h, active = state["subgoal_h"], state["subgoal_active"]
         own, gate = self._own(state), torch.ones_like(h[:, 0])
         if self.gate_proj is not None:
@@ -103,17 +103,18 @@ class SubgoalHead(nn.Module):
         aim = {"aim": own} if self.config.aims and self.training else {}
         if self.config.goal_credit == "none":
             own, gate = own.detach(), gate.detach()
-        goal = self._given(own, state, active & real, real)
+        goal = self._select(own, state, active & real, real)
         return {"active": active, "own": own.detach(), "goal": goal, "gate": gate, **aim}
 
     def _own(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Goals [B, G] of the rows themselves, from where training takes them: what mean, shuffle and stale change."""
-        trained = "learned" if self.source == "learned" else self.config.goal_source
-        if trained in ("learned", "mean"):
+        """Each row's own goal [B, G], from the source used in training; mean, shuffle and stale alter it."""
+        source = "learned" if self.source == "learned" else self.config.goal_source
+        if source in ("learned", "mean"):
             return self.goals(state["subgoal_h"])
-        return state["subgoal_goal"] if trained == "random" else torch.zeros_like(state["subgoal_goal"])
+        return state["subgoal_goal"] if source == "random" else torch.zeros_like(state["subgoal_goal"])
 
-    def _given(self, own: Tensor, state: Mapping[str, Tensor], counted: Tensor, real: Tensor) -> Tensor:
+    def _select(self, own: Tensor, state: Mapping[str, Tensor], counted: Tensor, real: Tensor) -> Tensor:
+        """The goals [B, G] that are used: `own`, or those of a control. The mean is over the `counted` rows [B]."""
         source = self.source
         if source == "random":
             return state["subgoal_goal"]
@@ -121,36 +122,36 @@ class SubgoalHead(nn.Module):
             return torch.zeros_like(own)
         if source == "mean":
             return _unit((own * counted[:, None]).sum(0, keepdim=True)).expand_as(own)
-        if source == "shuffle":  # half the batch away: neighbours may be variants of one puzzle
+        if source == "shuffle":  # by half a batch: neighbours may be variants of one puzzle
             rows, count = torch.arange(len(own), device=own.device), real.sum().clamp(min=1)
             return own[torch.where(rows < count, (rows + count // 2) % count, rows)]
         return own
 
     def injections(self, steering: Mapping[str, Tensor], dtype: torch.dtype) -> State:
-        """What is added to the input of each level, [B, 1, D] in the compute dtype; zero in rows without a goal."""
+        """Goals to add to the input of each level, [B, 1, D] in the compute dtype; zero in rows without a goal."""
         push = (steering["gate"] * self.scale)[:, None]
         layers = {"subgoal_L": self.inject_L, "subgoal_H": self.inject_H}
         active, goal = steering["active"][:, None], steering["goal"]
         if self.config.aims and self.config.manager_mode == "fun":
-            goal = goal.detach()  # no gradient of the worker reaches the manager
+            goal = goal.detach()  # the manager gets no gradient from the worker
         return {
             name: torch.where(active, push * layer(goal), 0.0).to(dtype)[:, None]
             for name, layer in layers.items()
             if layer is not None
         }
 
-    # After a pass: what the worker did, and the next goal
+    # After a pass: the worker's displacement, and the next goal
 
     def pool(self, latent: Tensor, weights: Tensor) -> Tensor:
-        """Latent [B, S, D] -> mean under `weights` [B, S], [B, D] in the state's dtype; pooled after the cast."""
+        """Weighted mean of a latent [B, S, D] by `weights` [B, S] -> [B, D], cast to the state's dtype first."""
         return torch.einsum("bs,bsd->bd", weights, latent.to(weights.dtype))
 
     def due(self, passes: Tensor) -> Tensor:
-        """Which rows get a goal after pass number `passes` [B]. In training nothing follows the last pass."""
+        """Which rows get a goal after pass `passes` [B]. In training none is set after the last pass."""
         if self.config.schedule is None:
             due = (passes - 1) % self.config.manager_period == 0
         else:
-            due = torch.stack([passes == at for at in self.config.schedule]).any(0)  # no table to be sent
+            due = torch.stack([passes == at for at in self.config.schedule]).any(0)  # avoids a host-to-device copy
         return due & (passes < self.max_steps) if self.training else due
 
     def advance(
@@ -163,23 +164,30 @@ class SubgoalHead(nn.Module):
         noise: Tensor | None,
         update: Tensor | None = None,
     ) -> tuple[State, State]:
-        """End a pass: (the state after it, detached; what the loss reads, rows first).
+        """End a pass: (the new state, detached; tensors for the loss, [B, ...]).
 
-        `worker`, `manager` [B, D] are the pooled states after the pass, `noise` [B, G] a normal draw of each example,
-        `update` [B] takes the place of the schedule.
+        `worker`, `manager` [B, D] are the pooled states after the pass, `noise` [B, G] standard normal numbers of each
+        example; `update` [B], if given, replaces the schedule.
         """
         if isinstance(self.state_proj, Tensor):
             worker = F.linear(worker, self.state_proj)  # [B, G]
         active, before = steering["active"], state["subgoal_dwell"]
         passes, dwell = state["subgoal_pass"] + 1, before + active
         emit = self.due(passes) if update is None else update
-        ways = worker[:, None] - state["subgoal_past"]  # [B, C, G]
+        displacements = worker[:, None] - state["subgoal_past"]  # [B, C, G]
         valid = torch.arange(self.remembered, device=before.device) <= before.clamp(max=self.remembered - 1)[:, None]
-        aux = {**steering, "ways": ways, "valid": valid, "emitted": emit, "dwell": dwell, "worker": worker}
+        aux = {
+            **steering,
+            "displacements": displacements,
+            "valid": valid,
+            "emitted": emit,
+            "dwell": dwell,
+            "worker": worker,
+        }
         with torch.no_grad():
             manager = manager.detach()
             replace = emit & ~active if self.source == "stale" else emit
-            fresh = self._drawn(noise, passes) if self.draws else self.goals(manager)
+            fresh = self._random_goals(noise, passes) if self.samples_goals else self.goals(manager)
             aux["change"] = (_unit(state["subgoal_goal"]) * _unit(fresh)).sum(-1)
             aux["drift"] = 1 - (_unit(state["subgoal_goal"]) * _unit(steering["own"])).sum(-1)
             after = {
@@ -195,7 +203,8 @@ class SubgoalHead(nn.Module):
         return after, aux
 
     def _remember(self, past: Tensor, worker: Tensor, active: Tensor, emit: Tensor, dwell: Tensor) -> Tensor:
-        """The remembered worker states [B, C, G] after a pass; slot 0 is that of the goal's beginning (its anchor)."""
+        """The remembered worker states [B, C, G] after a pass; slot 0 is the anchor, the state when the goal was
+        set."""
         kind = self.config.displacement
         if kind == "absolute":
             return past
@@ -205,43 +214,43 @@ class SubgoalHead(nn.Module):
         here = (slots == slot) & write[:, None]
         return torch.where(here[:, :, None], worker[:, None], past)
 
-    def _drawn(self, noise: Tensor | None, passes: Tensor) -> Tensor:
-        """A random direction [B, G] for each window: the example's numbers, turned on by one place a pass."""
+    def _random_goals(self, noise: Tensor | None, passes: Tensor) -> Tensor:
+        """A random direction [B, G] for each window: the noise of the example, rolled by one position per pass."""
         if noise is None:
             raise ValueError("arch.subgoal_head.goal_source=random needs noise [B, goal_dim] in the batch")
-        places = torch.arange(noise.shape[1], device=noise.device)
-        return _unit(noise.gather(1, (places + passes[:, None]) % noise.shape[1]))
+        index = torch.arange(noise.shape[1], device=noise.device)
+        return _unit(noise.gather(1, (index + passes[:, None]) % noise.shape[1]))
 
 
-def alignment(ways: Tensor, valid: Tensor, goal: Tensor) -> Tensor:
-    """Mean cosine between the valid ways [B, C, G] (mask [B, C]) and the goal [B, G], [B]; a way without length has 0.
+def alignment(displacements: Tensor, valid: Tensor, goal: Tensor) -> Tensor:
+    """Mean cosine [B] between the goal [B, G] and the displacements `displacements` [B, C, G] marked `valid` [B, C].
 
-    The intrinsic reward of FeUdal Networks, eq. 8. The lengthless are replaced before the division: masking its result
-    would leave their gradient not a number.
+    The intrinsic reward of FeUdal Networks, eq. 8. Displacements shorter than SMALL have cosine 0; they are replaced
+    before the division, since masking its result would still give NaN gradients.
     """
-    length = torch.linalg.vector_norm(ways.detach(), dim=-1) >= SMALL
-    ways = torch.where(length[..., None], ways, torch.ones_like(ways))
-    cos = (ways * _unit(goal)[:, None]).sum(-1) / torch.linalg.vector_norm(ways, dim=-1)
+    length = torch.linalg.vector_norm(displacements.detach(), dim=-1) >= SMALL
+    displacements = torch.where(length[..., None], displacements, torch.ones_like(displacements))
+    cos = (displacements * _unit(goal)[:, None]).sum(-1) / torch.linalg.vector_norm(displacements, dim=-1)
     cos = torch.where(valid & length, cos, torch.zeros_like(cos))
     return cos.sum(-1) / valid.sum(-1).clamp(min=1)
 
 
 def _summed(state: State, aux: State) -> Tensor:
-    """The sums of `EPISODE` with this pass, [B, 5]."""
-    cos = alignment(aux["ways"], aux["valid"], aux["goal"])
-    own = alignment(aux["ways"], aux["valid"], aux["own"])
+    """The sums of `EPISODE` including this pass, [B, 5]."""
+    cos = alignment(aux["displacements"], aux["valid"], aux["goal"])
+    own = alignment(aux["displacements"], aux["valid"], aux["own"])
     now = torch.stack([torch.ones_like(cos), cos, own, aux["gate"], aux["gate"] * cos], dim=-1)
     return state["subgoal_episode"] + now * aux["active"][:, None]
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """[..., G] -> the same direction with length 1 (shorter where there is none)."""
+    """Normalise [..., G] to length 1; vectors shorter than SMALL stay shorter."""
     length: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
     return vector / length.clamp(min=SMALL)
 
 
 def _linear(ins: int, outs: int, *, bias: bool, std: float | None = None) -> nn.Linear:
-    """A float32 layer: weight of std 1/sqrt(ins) (LeCun) or `std`, bias zero."""
+    """A float32 layer; weight std 1/sqrt(ins) (LeCun) or `std`, bias zero."""
     layer = nn.Linear(ins, outs, bias=bias)
     trunc_normal_(layer.weight, 1.0 / math.sqrt(ins) if std is None else std)
     if bias:
@@ -250,6 +259,6 @@ def _linear(ins: int, outs: int, *, bias: bool, std: float | None = None) -> nn.
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
-    """A fixed projection [rows, columns]: its rows are orthonormal, or its columns where it has fewer of those."""
+    """A random projection [rows, columns] with orthonormal rows, or columns if there are fewer of them."""
     basis: Tensor = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
     return basis if rows > columns else basis.T.contiguous()

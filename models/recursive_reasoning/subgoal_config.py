@@ -1,4 +1,4 @@
-"""Keys of HRM with a manager: HRM's own and the block `arch.subgoal_head`. Without torch."""
+"""Keys of HRM with a manager: those of HRM and the block `arch.subgoal_head`. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_INJECTED = Inert(
 
 @dataclass(kw_only=True)
 class SubgoalConfig:
-    """Raises ValueError for values that cannot be built; the text names the override to change."""
+    """Keys of the manager. Raises ValueError for invalid values; the message names the override."""
 
     hidden_size: Annotated[int, Range(1)] = 512
     """Width D of the model; must equal arch.hidden_size."""
@@ -92,7 +92,7 @@ class SubgoalConfig:
 
     @property
     def aims(self) -> bool:
-        """Whether the manager has an objective of its own."""
+        """Whether the manager has its own objective."""
         return self.manager_mode != "task" and self.goal_source == "learned"
 
 
@@ -123,9 +123,9 @@ class HRMFeudalConfig(HRMConfig):
 
 
 def unusual(arch: Mapping[str, Any], weight: float) -> Iterator[tuple[str, str, str, str]]:
-    """What is rarely meant about a manager in a resolved `arch`, and the weight of its loss.
+    """Unusual settings of the manager in a resolved `arch` and of the weight of its loss, for warnings.
 
-    (key, intent that marks it as meant ("": none can), what is odd, what to do) each.
+    Yields (key, intent that confirms it or "", what is unusual, what to do).
     """
     head = arch.get("subgoal_head")
     if not head:

@@ -1,12 +1,12 @@
-"""The transformer without recursion that HRM is compared with (Wang et al. 2025, arXiv 2506.21734): one stack.
+"""The non-recursive transformer baseline of HRM (Wang et al. 2025, arXiv 2506.21734): one stack.
 
-    z_H <- H(z_H + x), once per ACT step, with its gradient
+    z_H <- H(z_H + x), once per ACT step, with gradient
 
-What differs from the published code: 8 heads, which divide the width and keep the fast attention kernels; the public
+Differences from the published code: 8 heads, which divide the width and so allow the fast attention kernels; the public
 12 heads of width 42 are `num_heads=12 head_dim=42` (27,145,218 parameters on ARC, 27,276,290 with 8). Rows halt on
-q_halt > q_continue as there, and the target of q_continue is computed (a second pass), which the published loss never
-asked for; `no_ACT_continue=true` halts on q_halt > 0 in one pass. In place of its switch act_inference, which restarted
-halted rows, there is `eval_halting=latched`; act_enabled is left out, episodes are always adaptive in training.
+q_halt > q_continue as published, but the target of q_continue, which the published loss never used, is computed (with
+a second forward pass); `no_ACT_continue=true` halts on q_halt > 0 with one pass. `eval_halting=latched` replaces
+act_inference, which restarted halted rows. There is no act_enabled: training episodes are always adaptive.
 """
 
 from __future__ import annotations

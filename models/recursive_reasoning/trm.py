@@ -2,7 +2,7 @@
 
     repeat H_cycles times:  repeat L_cycles times: z_L <- f(z_L, z_H + x);   z_H <- f(z_H, z_L)
 
-Only the last cycle carries a gradient. `mlp_t=true` is the paper's attention-free form for short sequences.
+Only the last cycle carries a gradient. `mlp_t=true` is the paper's attention-free variant for short sequences.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["TRM", "TRMConfig"]
 
 
 class TRM(RecursiveModel):
-    """TRM: f serves both latents; all L_cycles + 1 updates of the last cycle carry a gradient."""
+    """TRM: one stack updates both latents; all L_cycles + 1 updates of the last cycle carry a gradient."""
 
     Config: ClassVar = TRMConfig
 

@@ -1,9 +1,9 @@
-"""TRM with several low latents (arXiv 2510.04871, ablation "multi-scale z"; six as published), updated in turn.
+"""TRM with several low latents updated in turn (arXiv 2510.04871, ablation "multi-scale z"; six as published).
 
     repeat H_cycles times:  for i in 1..L_cycles: z_Li <- f(s, z_H + x);   z_H <- f(z_H, s)   with s = z_L1 + ... + z_L6
 
-Only the last cycle carries a gradient. No parameter is added: the starts L1_init..L6_init are fixed buffers. A latent
-beyond L_cycles is never updated and adds its start to every sum, as in the published code.
+Only the last cycle carries a gradient. There are no extra parameters: the initial values L1_init..L6_init are fixed
+buffers. As in the published code, latents beyond L_cycles are never updated but still part of every sum.
 """
 
 from __future__ import annotations

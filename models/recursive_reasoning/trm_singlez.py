@@ -1,8 +1,8 @@
-"""TRM with one latent (arXiv 2510.04871, ablation "single z"): z_L is refined with the question, then once without it.
+"""TRM with one latent (arXiv 2510.04871, ablation "single z"): z_L is refined with the input, then once without it.
 
     repeat H_cycles times:  repeat L_cycles times: z_L <- f(z_L + x);   z_L <- f(z_L)
 
-Only the last cycle carries a gradient. The published code adds x outside the stack; the sum is the same, bit for bit.
+Only the last cycle carries a gradient. The published code adds x outside the stack; the result is bit-identical.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["TRMSingleZ"]
 
 
 class TRMSingleZ(RecursiveModel):
-    """TRM without z_H: the heads read z_L, and the update that ends a cycle is one of z_L without the input."""
+    """TRM without z_H: the heads read z_L, and each cycle ends with an update of z_L without the input."""
 
     Config: ClassVar = TRMConfig
     readout: ClassVar[str] = "z_L"

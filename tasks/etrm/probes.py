@@ -142,7 +142,7 @@ def fresh_encoding(tiny: Tiny) -> Found:
         """What the encoder makes of the rows that continue."""
         with torch.no_grad():
             made = encoder(*(data[name] for name in DEMONSTRATIONS), noise=data.get("noise")).context
-            return encoder.refined(made, state).context[rows]  # type: ignore[no-any-return]
+            return encoder.refine(made, state).context[rows]  # type: ignore[no-any-return]
 
     seen, now = call.output.aux["context"][rows], context()
     encoder.load_state_dict(old)
@@ -179,7 +179,7 @@ def a_set(tiny: Tiny) -> Found:
         """The context, and the KL of each row where there is one: [B, W]."""
         with torch.no_grad():
             encoded = encoder(*demonstrations)
-            context = encoder.refined(encoded.context, encoder.initial(len(demonstrations[0]))).context.flatten(1)
+            context = encoder.refine(encoded.context, encoder.initial(len(demonstrations[0]))).context.flatten(1)
             return context if encoded.kl is None else torch.cat((context, encoded.kl[:, None]), dim=1)
 
     short = [grids.where(torch.arange(grids.shape[2]) < 8, 0) for grids in (inputs, labels)]

@@ -27,7 +27,7 @@ def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None
     run = load_puzzle_run(args.checkpoint, weights=args.weights, device="cpu")
     model, opened = run.task.model, run.opened
     require_precision(args.checkpoint, model.inner.dtype)
-    if model.noise_width or model.draws_numbers:
+    if model.noise_width or model.needs_keys:
         raise UsageError(f"{args.checkpoint} draws random numbers in every step: it cannot be exported as a graph")
     questions = held_out(run)
     own = [model_steps(model, batch) for batch in questions]

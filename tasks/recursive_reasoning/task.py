@@ -114,7 +114,7 @@ class RecursiveReasoningTask:
         if width := self.model.noise_width:
             generator = keyed_generator(self.runtime.seed, "noise", step)
             host["noise"] = torch.randn(self.global_rows, width, generator=generator)[low:high]
-        if self.model.draws_numbers:
+        if self.model.needs_keys:
             generator = keyed_generator(self.runtime.seed, "latents", step)
             host["keys"] = torch.randint(1 << 62, (self.global_rows,), generator=generator)[low:high]
         # Tokens are sent in their narrow type, a quarter of the bytes, and become int32 where they are.
@@ -353,7 +353,7 @@ class RecursiveReasoningTask:
 
     def _check_carry(self, saved: dict[str, Any], rows: int) -> None:
         """Raises ValueError unless the saved slots have the form, and tokens the range, of slots of this model."""
-        own = self.model.begin(next(iter(self.micro_batches(1)))[1])
+        own = self.model.initial_carry(next(iter(self.micro_batches(1)))[1])
         expected = {"steps": own.steps, "halted": own.halted}
         expected |= {f"latents.{name}": value for name, value in own.latents.items()}
         expected |= {f"data.{name}": value for name, value in own.data.items()}

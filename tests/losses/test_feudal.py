@@ -20,21 +20,21 @@ WAYS = {"along": ((0.0, 3.0), 1.0), "across": ((4.0, 0.0), 0.0), "against": ((0.
 @pytest.mark.parametrize("name", WAYS)
 def test_cosine_of_the_way_and_the_goal(name):
     way, want = WAYS[name]
-    ways = torch.tensor([[way]], dtype=torch.float32).requires_grad_()
+    displacements = torch.tensor([[way]], dtype=torch.float32).requires_grad_()
     goal = GOAL.clone().requires_grad_()
-    cos = alignment(ways, torch.tensor([[True]]), goal)
+    cos = alignment(displacements, torch.tensor([[True]]), goal)
     assert cos.item() == pytest.approx(want, abs=1e-6)
     cos.sum().backward()
-    assert torch.isfinite(ways.grad).all()
+    assert torch.isfinite(displacements.grad).all()
     assert torch.isfinite(goal.grad).all()
-    assert (ways.grad.abs().max() < 10) == (name != "none" or ways.grad.abs().max() == 0)
+    assert (displacements.grad.abs().max() < 10) == (name != "none" or displacements.grad.abs().max() == 0)
 
 
 def test_spans_are_averaged_and_invalid_ones_left_out():
-    ways = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [0.0, -5.0]]])
-    cos = alignment(ways, torch.tensor([[True, True, False]]), GOAL)
+    displacements = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [0.0, -5.0]]])
+    cos = alignment(displacements, torch.tensor([[True, True, False]]), GOAL)
     assert cos.item() == pytest.approx(0.5)
-    zero = alignment(ways, torch.tensor([[True, True, True]]), torch.zeros(1, 2))
+    zero = alignment(displacements, torch.tensor([[True, True, True]]), torch.zeros(1, 2))
     assert float(zero) == 0
 
 
@@ -48,7 +48,7 @@ def with_goals(**changes):
         "gate": torch.tensor([0.5, 0.9, 0.01, 0.8]),
         "goal": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]),
         "own": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]),
-        "ways": torch.tensor([[[2.0, 0]], [[0, 1]], [[0, -1]], [[1, 1]]]),
+        "displacements": torch.tensor([[[2.0, 0]], [[0, 1]], [[0, -1]], [[1, 1]]]),
         "valid": torch.ones(4, 1, dtype=torch.bool),
         "emitted": torch.tensor([True, True, False, True]),
         "dwell": torch.tensor([2, 1, 1, 0]),
@@ -106,9 +106,9 @@ def test_names_stay_the_same_when_no_row_has_a_goal():
     metrics = means(loss(nobody))
     assert metrics["feudal_loss"] == 0
     assert metrics["subgoal_gate_mean"] is None
-    ways = torch.zeros(4, 1, 2, requires_grad=True)
-    loss(with_goals(active=torch.zeros(4, dtype=torch.bool), ways=ways)).total.backward()
-    assert torch.equal(ways.grad, torch.zeros(4, 1, 2))
+    displacements = torch.zeros(4, 1, 2, requires_grad=True)
+    loss(with_goals(active=torch.zeros(4, dtype=torch.bool), displacements=displacements)).total.backward()
+    assert torch.equal(displacements.grad, torch.zeros(4, 1, 2))
 
 
 def test_without_a_manager_it_is_the_act_loss():

@@ -100,7 +100,7 @@ def test_an_evaluation_follows_the_surest_chain_and_sees_no_labels() -> None:
 
 
 def test_models_without_a_low_latent_or_with_a_continue_head_refuse_chains() -> None:
-    with pytest.raises(ValueError, match=r"arch\.chains=2: this model has no latent beside z_L"):
+    with pytest.raises(ValueError, match=r"arch\.chains=2: the only latent of this model is z_L"):
         TRMSingleZ(TRMConfig(**SMALL, puzzle_emb_len=0, chains=2), SHAPE)
     with pytest.raises(ValueError, match=r"arch\.chains=2: .*no_ACT_continue=true"):
         HRMConfig(chains=2)
@@ -118,7 +118,7 @@ def test_late_rows_have_taken_their_steps_without_gradient(kind: type, config: t
     rows, keyed = batch(), {"keys": KEYS} if noise else {}
     before = made.train()(rows | keyed).carry
     before.halted = torch.tensor([True, False, False, True])
-    start, inner = made.begin(rows | keyed).latents, made.inner
+    start, inner = made.initial_carry(rows | keyed).latents, made.inner
     for _ in range(3):
         start = {name: value.detach() for name, value in inner.recur(start, inner.embed(rows))[0].items()}
     mixed = {name: torch.stack([start[name][0], *before.latents[name][1:3], start[name][3]]) for name in before.latents}

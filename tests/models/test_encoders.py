@@ -43,7 +43,7 @@ def demos(batch):
 
 def context(encoder, batch):
     made = encoder.eval()(*demos(batch)).context
-    return encoder.refined(made, encoder.initial(len(made))).context
+    return encoder.refine(made, encoder.initial(len(made))).context
 
 
 def test_the_table_is_the_guides_and_an_override_wins():
@@ -150,7 +150,7 @@ def test_every_parameter_gets_a_gradient(kind):
     encoder = build(kind, **({"aggregation": "set_transformer"} if kind == "lpn_standard" else {}))
     made = encoder.train()(*demos(tasks(4, 3)), noise=torch.ones(4, encoder.noise_width))
     made.context.retain_grad()
-    refined = encoder.refined(made.context, encoder.initial(4))
+    refined = encoder.refine(made.context, encoder.initial(4))
     weight = torch.randn(refined.context.shape, generator=torch.Generator().manual_seed(0))
     total = (refined.context * weight).sum() + (0 if made.kl is None else made.kl.sum())
     total.backward()
@@ -164,13 +164,13 @@ def test_a_recurrent_encoder_thinks_on_from_its_state():
     encoder, batch = build("recurrent"), tasks(3, 4)
     with torch.no_grad():
         made = encoder(*demos(batch)).context
-        first = encoder.refined(made, encoder.initial(3))
-        second = encoder.refined(made, first.state)
+        first = encoder.refine(made, encoder.initial(3))
+        second = encoder.refine(made, first.state)
     assert set(first.state) == set(encoder.initial(3))
     assert not torch.allclose(first.context, second.context, atol=1e-3)
     # a recursion that has run into one fixed point does not hide the demonstrations: it could not get out of there
     encoder.stack.forward = lambda hidden, injection, rope=None: torch.ones_like(hidden)
-    stuck = encoder.refined(made.requires_grad_(), encoder.initial(3)).context
+    stuck = encoder.refine(made.requires_grad_(), encoder.initial(3)).context
     assert torch.linalg.vector_norm(stuck[0] - stuck[1]) > 0.5 * torch.linalg.vector_norm(made[0] - made[1])
     assert bool((torch.autograd.grad(stuck[:, 0, 0].sum(), made)[0] != 0).any())
 
@@ -255,7 +255,7 @@ def test_a_further_encoder_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "first_only.py").write_text(
         "from models.encoders.base import DemoEncoder\n\n\n"
         "class FirstOnly(DemoEncoder):\n"
-        "    def aggregated(self, demo_inputs, demo_labels, demo_mask):\n"
+        "    def encode_pairs(self, demo_inputs, demo_labels, demo_mask):\n"
         "        return self.pairs(demo_inputs, demo_labels, demo_mask)[:, :1]\n"
     )
     monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])

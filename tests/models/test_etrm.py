@@ -182,7 +182,7 @@ def test_the_context_enters_at_the_scale_that_is_asked_for():
             with torch.no_grad():
                 model.inner.context_gain.fill_(2.0)
         x = model.inner.embed(batch)
-        placed = model.inner.placed(torch.cat((model.inner._scaled(x["context"]), x["cells"]), 1))
+        placed = model.inner.add_positions(torch.cat((model.inner._scaled(x["context"]), x["cells"]), 1))
         rms = placed[:, : SMALL["context_len"]].square().mean(-1).sqrt()
         torch.testing.assert_close(rms, torch.full_like(rms, expected), atol=1e-3, rtol=1e-3)
         cells = placed[:, SMALL["context_len"] :].square().mean().sqrt().item()

@@ -7,15 +7,15 @@ import torch
 
 from models.layers import (
     CastedLinear,
+    LMHead,
     ReasoningBlock,
     RotaryTables,
     SwiGLU,
-    WordHead,
     apply_rotary,
     cached_casts,
     line_positions,
     rms_norm,
-    word_logits,
+    tied_logits,
 )
 from models.layers.mlp import gated_silu
 from models.layers.norm import add_rms_norm
@@ -150,12 +150,12 @@ def test_zeros_behind_an_odd_number_of_positions_change_nothing(monkeypatch: pyt
 def test_a_head_over_an_odd_vocabulary_has_the_same_logits_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the product is over 16 words in place of 11; what lies behind the eleventh never leaves the head."""
     torch.manual_seed(0)
-    head, given = WordHead(8, 11), torch.randn(3, 5, 8).to(torch.bfloat16)
+    head, given = LMHead(8, 11), torch.randn(3, 5, 8).to(torch.bfloat16)
 
     def passes(tied: bool) -> list[torch.Tensor]:
         x = given.clone().requires_grad_()
         with cached_casts(head, torch.bfloat16):
-            logits = word_logits(x, head.weight) if tied else head(x)
+            logits = tied_logits(x, head.weight) if tied else head(x)
         torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), torch.arange(15) % 11).backward()
         grads = [x.grad, head.weight.grad]
         head.zero_grad()
@@ -169,4 +169,4 @@ def test_a_head_over_an_odd_vocabulary_has_the_same_logits_and_gradients(monkeyp
             assert one.shape == other.shape
             assert one.dtype == other.dtype
             torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-3)
-    assert word_logits(given.float(), head.weight).shape == (3, 5, 11)
+    assert tied_logits(given.float(), head.weight).shape == (3, 5, 11)

@@ -74,7 +74,7 @@ def test_damping_and_noise_by_hand(kind: type, config: type) -> None:
 def test_rows_begin_at_numbers_of_their_own_and_keep_them() -> None:
     made = model(latent_init="random")
     rows = batch()
-    first = made.begin({**rows, "keys": torch.tensor([5, 6, 7, 5])}).latents
+    first = made.initial_carry({**rows, "keys": torch.tensor([5, 6, 7, 5])}).latents
     for name in ("z_H", "z_L"):
         assert float(first[name].std()) == pytest.approx(1, abs=0.1)
         assert torch.equal(first[name][0], first[name][3])
@@ -82,7 +82,7 @@ def test_rows_begin_at_numbers_of_their_own_and_keep_them() -> None:
     assert not torch.allclose(first["z_H"], first["z_L"])
     carry = made.train()(rows | {"keys": torch.arange(4)}).carry
     carry.halted = torch.tensor([True, False, False, False])
-    opened, _, _ = made._open_rows(rows | {"keys": torch.arange(10, 14)}, carry)
+    opened, _, _ = made._reset_halted(rows | {"keys": torch.arange(10, 14)}, carry)
     assert torch.equal(opened["z_L"][1:], carry.latents["z_L"][1:])
     assert opened[NOISE_KEY].tolist() == [10, 2, 3, 4]
 

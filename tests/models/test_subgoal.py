@@ -182,7 +182,7 @@ def test_a_reset_row_is_unsteered_and_the_others_keep_their_goals():
     torch.testing.assert_close(after.logits[0], fresh.logits[0])
     assert not after.aux["active"][0]
     assert after.aux["active"][1:].all()
-    opened = model._open_rows(batch(9, ROWS), carry)[0]
+    opened = model._reset_halted(batch(9, ROWS), carry)[0]
     for name, value in opened.items():
         if name.startswith("subgoal_"):
             assert not value[0].any(), name
@@ -392,7 +392,7 @@ def test_random_goals_are_held_for_a_window_and_differ_between_rows_and_windows(
     assert len({tuple(row.tolist()) for row in goals[1]}) == ROWS
     torch.testing.assert_close(goals[1].norm(dim=1), torch.ones(ROWS))
     with pytest.raises(ValueError, match="noise"):
-        lively({"goal_source": "random"}).inner.subgoal_head._drawn(None, torch.ones(1))
+        lively({"goal_source": "random"}).inner.subgoal_head._random_goals(None, torch.ones(1))
 
 
 def test_evaluation_sums_every_pass_of_the_episode():

@@ -102,7 +102,7 @@ def test_a_halted_slot_takes_its_next_example_and_nothing_is_thrown_away(data):
     seen: dict[int, list[torch.Tensor]] = {slot: [] for slot in range(8)}
     for number in range(1, 10):
         if number == 4:  # from now on every other slot halts at once
-            task.model._willing = lambda q_halt, q_continue: torch.arange(len(q_halt)) % 2 == 0
+            task.model._wants_halt = lambda q_halt, q_continue: torch.arange(len(q_halt)) % 2 == 0
         fresh = task._fresh()
         step(task, number)
         for slot in fresh.nonzero().flatten().tolist():

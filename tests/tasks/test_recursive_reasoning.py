@@ -66,7 +66,7 @@ def test_histogram_of_halting_steps_and_what_becomes_of_offers(tiny_data: Path) 
     plain, task = (make(tiny_data, *options, *more).task for more in ((), ("halting_metrics=true",)))
     for one in (plain, task):
         # slot k of a piece wants to halt at once where k is even; the others go on to the third step
-        one.model._willing = lambda q_halt, q_continue: torch.arange(len(q_halt)) % 2 == 0
+        one.model._wants_halt = lambda q_halt, q_continue: torch.arange(len(q_halt)) % 2 == 0
     before = torch.ones(8, dtype=torch.bool)
     for number in range(1, 7):
         made = [[one.loss(batch)[2] for batch in one.micro_batches(number)] for one in (plain, task)]

@@ -21,8 +21,8 @@ deep-window-0 | DYN703 | the gradient window holds no update: the network never 
   TRM | low, high), config.L_cycles + 1 => low, high), 0
 deep-recursion-without-grad | DYN703 | the last updates run under no_grad too, three calls below the training step
   RECURSION
-  -     _run(numbered[split:], state, call, settle)
-  +         _run(numbered[split:], state, call, settle)
+  -     _run(numbered[split:], state, call, post_update)
+  +         _run(numbered[split:], state, call, post_update)
 deep-embedding-kept | DYN701 | the embedding of the first step is kept for all later ones
   ACT
   -             x = self.inner.embed(data)
@@ -56,16 +56,16 @@ deep-steps-not-reset | DYN705 | the step counter of a fresh example keeps counti
   ACT | return latents, carry.steps.masked_fill(halted, 0), data => return latents, carry.steps, data
 deep-labels-not-carried | DYN706 | every row takes the labels of the incoming batch when it is opened
   ACT
-            data = {name: where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
-  +         data["labels"] = offered["labels"]
+            data = {name: where_rows(halted, value, carry.data[name]) for name, value in incoming.items()}
+  +         data["labels"] = incoming["labels"]
 deep-no-last-step | DYN707 | a row that never wants to halt never halts
   ACT
-  -         return (last | willing) & (steps >= least)
-  +         return willing & (steps >= least)
+  -         return (last | wants_halt) & (steps >= min_steps)
+  +         return wants_halt & (steps >= min_steps)
 deep-exploration-dropped | DYN707 | the exploration numbers are drawn and not used
   ACT
-  -         return (last | willing) & (steps >= least)
-  +         return (last | willing)
+  -         return (last | wants_halt) & (steps >= min_steps)
+  +         return (last | wants_halt)
 deep-exploration-inverted | DYN707 | rows explore with probability 1 - halt_exploration_prob
   ACT | exploration[:, 0] < self.halt => exploration[:, 0] >= self.halt
 deep-halt-on-wrong-sign | DYN707 | rows halt on q_halt < 0
@@ -82,7 +82,7 @@ deep-two-groups | DYN703 | every parameter is in two optimizer groups
   GROUPS | for group, params in model.param_groups().items(): => for group, params in (model.param_groups() | {"again": list(model.parameters())}).items():
 deep-labels-never-renewed | DYN706 | a fresh example keeps the labels of the one before
   ACT
-            data = {name: where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
+            data = {name: where_rows(halted, value, carry.data[name]) for name, value in incoming.items()}
   +         data["labels"] = carry.data["labels"]
 deep-exploration-squared | DYN707 | rows explore with the square of halt_exploration_prob
   ACT | exploration[:, 0] < self.halt_exploration_prob => exploration[:, 0] < self.halt_exploration_prob**2
@@ -90,7 +90,7 @@ deep-halting-a-step-off | DYN707 | rows halt a step before halt_max_steps
   ACT | last = steps >= self.halt_max_steps =>> last = steps >= self.halt_max_steps - 1
 deep-halting-head-not-asked | DYN707 | rows halt at the last step only, whatever q says
   ACT
-  -         return (last | willing) & (steps >= least)
+  -         return (last | wants_halt) & (steps >= min_steps)
   +         return last
 deep-eval-trains | DYN709 | an evaluation moves the weights
   ACT

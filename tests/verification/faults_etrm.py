@@ -134,7 +134,7 @@ LISTENS = faults(
 etrm-order-counts | DYN710 | each demonstration is told its place
   PAIRS | return out.view(*demo_mask.shape, -1) => return out.view(*demo_mask.shape, -1) * (1 + torch.arange(demo_mask.shape[1])[:, None])
 etrm-empty-places-encoded | DYN710 | places without a demonstration are encoded like one
-  PAIRS | return words, demo_mask.flatten() & (words != self.pad_id).any(dim=1) => return words, torch.ones_like(demo_mask.flatten())
+  PAIRS | return tokens, demo_mask.flatten() & (tokens != self.pad_id).any(dim=1) => return tokens, torch.ones_like(demo_mask.flatten())
   AGGREGATION | weight = mask.unsqueeze(-1).to(vectors.dtype) => weight = torch.ones_like(mask).unsqueeze(-1).to(vectors.dtype)
 etrm-empty-places-in-the-mean | DYN710 | the mean over demonstrations counts places that hold none | + arch.encoder_type=hybrid_standard
   AGGREGATION
@@ -144,7 +144,7 @@ etrm-empty-places-in-the-mean | DYN710 | the mean over demonstrations counts pla
 etrm-empty-places-in-the-kl | DYN710 | the KL of a task is divided by all places for demonstrations | + arch.encoder_type=lpn_variational
   VARIATIONAL | kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), mask).squeeze(-1) => kl = kl_divergence(mu, logvar).mean(1)
 etrm-mask-ignored | DYN710 | demonstrations that are masked are encoded
-  PAIRS | return words, demo_mask.flatten() & (words => return words, (words
+  PAIRS | return tokens, demo_mask.flatten() & (tokens => return tokens, (tokens
   AGGREGATION | weight = mask.unsqueeze(-1).to(vectors.dtype) => weight = torch.ones_like(mask).unsqueeze(-1).to(vectors.dtype)
 etrm-padding-attended | DYN710 | attention of the encoder reads padding
   PAIRS | h = layer(h, rope, keys) => h = layer(h, rope, None)
@@ -155,8 +155,8 @@ etrm-context-of-the-neighbour | DYN711 | every row gets the context of the row b
 etrm-demonstrations-not-swapped | DYN705 | a slot that is done takes the next question and keeps the demonstrations
   MODEL
   +
-  +     def _open_rows(self, batch, carry):
-  +         latents, steps, data = super()._open_rows(batch, carry)
+  +     def _reset_halted(self, batch, carry):
+  +         latents, steps, data = super()._reset_halted(batch, carry)
   +         kept = DEMONSTRATIONS if carry is not None else ()
   +         return latents, steps, {**data, **{name: carry.data[name] for name in kept}}
 etrm-encoder-type-ignored | DYN716 | every config gets the standard encoder | + arch.encoder_type=recurrent

@@ -69,8 +69,8 @@ steps-not-carried | MOD440 | the returned step counter is 0: no row reaches its 
   ACT | ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aux) => ACTOutput(ACTCarry(latents, torch.zeros_like(steps), halted, data), logits, q_halt, q_continue, target, aux)
 carry-ignored | MOD440 | the rows are opened without the carry
   ACT
-  -         latents, steps, data = self._open_rows(batch, carry)
-  +         latents, steps, data = self._open_rows(batch, None)
+  -         latents, steps, data = self._reset_halted(batch, carry)
+  +         latents, steps, data = self._reset_halted(batch, None)
 labels-of-batch-in-model | MOD441 (MOD440) | the returned data, labels among them, are those of the incoming batch
   ACT | ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aux) => ACTOutput(ACTCarry(latents, steps, halted, batch), logits, q_halt, q_continue, target, aux)
 labels-of-batch-mixed | MOD441 (MOD440) | only the labels are taken from the incoming batch

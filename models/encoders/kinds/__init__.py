@@ -1,1 +1,1 @@
-"""One encoder a file; the file's name is the value of `arch.encoder_type`."""
+"""One encoder per file; the file name is the value of `arch.encoder_type`."""

@@ -8,7 +8,7 @@ from models.encoders.base import DemoEncoder
 
 
 class HybridStandard(DemoEncoder):
-    """Four pre-norm layers with CLS, then attention between the demonstrations and their mean."""
+    """Four pre-norm layers with CLS, then self-attention among the demonstrations and their mean."""
 
     LAYERS: ClassVar = 4
     AGGREGATION: ClassVar = "set_transformer"

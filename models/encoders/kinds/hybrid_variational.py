@@ -8,7 +8,7 @@ from models.encoders.variational import VariationalEncoder
 
 
 class HybridVariational(VariationalEncoder):
-    """Four pre-norm layers with CLS; a posterior for each attended token, z the mean of their samples."""
+    """Four pre-norm layers with CLS; one posterior per cross-attention token, z is the mean of their samples."""
 
     LAYERS: ClassVar = 4
     AGGREGATION: ClassVar = "cross_attention"

@@ -1,4 +1,4 @@
-"""`lpn_variational`: the encoder of Latent Program Networks (arXiv 2411.08706), made for search at test time."""
+"""`lpn_variational`: the encoder of Latent Program Networks (arXiv 2411.08706), suited to search at test time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from models.encoders.variational import VariationalEncoder
 
 
 class LPNVariational(VariationalEncoder):
-    """Six pre-norm layers with CLS; a posterior for each demonstration, z the mean of their samples."""
+    """Six pre-norm layers with CLS; one posterior per demonstration, z is the mean of their samples."""
 
     LAYERS: ClassVar = 6
     PRE_NORM: ClassVar = True

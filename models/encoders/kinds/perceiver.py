@@ -1,4 +1,4 @@
-"""`perceiver`: the context reads the cells of all demonstrations (Perceiver, Jaegle et al. 2021, arXiv 2103.03206)."""
+"""`perceiver`: the context attends to the cells of all demonstrations (Jaegle et al. 2021, arXiv 2103.03206)."""
 
 from __future__ import annotations
 

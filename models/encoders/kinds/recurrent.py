@@ -1,12 +1,12 @@
-"""`recurrent`: TRM's recursion over the context itself; each step continues from the context of the previous one.
+"""`recurrent`: TRM's recursion over the context; each ACT step continues from the state of the previous one.
 
     repeat H times:  repeat L times: c_L <- f(c_L, c_H + a);   c_H <- f(c_H, c_L);       context = rms(a + c_H)
 
-Were the context c_H alone, the recursion would have to hand the demonstrations on from the first step of training; it
-runs into one fixed point instead, the same for all tasks and tokens, out of which no gradient leads.
+a: the aggregated demonstrations as T tokens, re-encoded at every ACT step. As in the decoder the last cycle carries a
+gradient; only the state for the next step is detached.
 
-a are the aggregated demonstrations as T tokens, encoded anew at every ACT step. As in the decoder the last cycle
-carries a gradient. The context is what that cycle computed; only the state that the next step begins with is detached.
+The residual a is needed: with c_H alone as context, training collapses to one fixed point, the same for all tasks and
+tokens, which no gradient leads out of.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STATE = ("encoder_H", "encoder_L")
 
 
 class Recurrent(DemoEncoder):
-    """`standard`, and a stack of as many layers that refines the context."""
+    """`standard` plus a stack of as many layers that refines the context."""
 
     def __init__(self, config: Any, shape: Any, *, dtype: torch.dtype, attention: str) -> None:
         super().__init__(config, shape, dtype=dtype, attention=attention)
@@ -41,8 +41,8 @@ class Recurrent(DemoEncoder):
     def initial(self, rows: int) -> dict[str, Tensor]:
         return {name: self.get_buffer(f"{name}_init").to(self.dtype).expand(rows, -1, -1) for name in _STATE}
 
-    def refined(self, context: Tensor, state: dict[str, Tensor]) -> EncoderOutput:
-        """One step from `state`; `context` [B,T,D] are the aggregated demonstrations, a."""
+    def refine(self, context: Tensor, state: dict[str, Tensor]) -> EncoderOutput:
+        """One step from `state`; `context` [B,T,D] is a, the aggregated demonstrations."""
 
         def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
             out: Tensor = self.get_submodule(stack)(hidden, injection)

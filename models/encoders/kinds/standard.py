@@ -6,4 +6,4 @@ from models.encoders.base import DemoEncoder
 
 
 class Standard(DemoEncoder):
-    """Two post-norm layers; the mean of the tokens of a pair, then of the pairs."""
+    """Two post-norm layers; mean over the tokens of a pair, then over the pairs."""
