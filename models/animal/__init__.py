@@ -1,1 +1,1 @@
-"""A language model of transformers with LoRA adapters of peft."""
+"""A Hugging Face language model with LoRA adapters from peft."""

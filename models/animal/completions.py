@@ -1,4 +1,4 @@
-"""Completions of one prompt as tensors. B rows, T tokens, P tokens of the prompt, V words, F further concepts."""
+"""Completions of one prompt as tensors. B rows, T tokens, F further concepts."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ BY_TOKEN = ("ids", "mask", "concept", "open", "further")
 
 @dataclass(frozen=True, kw_only=True)
 class Completions:
-    """What was sampled, and which of it is which block."""
+    """Sampled completions, and which tokens belong to which block."""
 
     ids: Tensor
     """int64 [B, T], padded on the right."""
     mask: Tensor
-    """bool [B, T]: tokens that were sampled, the one that ended the text included."""
+    """bool [B, T]: sampled tokens, including the token that ended the text."""
     concept: Tensor
     """bool [B, T]: tokens that name the concept, in valid rows."""
     open: Tensor
     """bool [B, T]: tokens of the open block, in valid rows."""
     option: Tensor
-    """int64 [B]: number of the option that a valid row names; -1 in others."""
+    """int64 [B]: index of the option that a valid row names; -1 in other rows."""
     cluster: Tensor
-    """int64 [B]: cluster of the open block among those of its option; -1 where there is none."""
+    """int64 [B]: cluster of the open block within its option; -1 if there is none."""
     further: Tensor
     """bool [B, F, T]: tokens that name each further concept, in valid rows."""
     further_option: Tensor
-    """int64 [B, F]: number of its option; -1 in rows that are not valid."""
+    """int64 [B, F]: index of its option; -1 in rows that are not valid."""
 
     @property
     def valid(self) -> Tensor:
-        """bool [B]."""
+        """bool [B]: rows that name an option."""
         return self.option >= 0
 
-    def rows(self, which: slice | Tensor) -> Completions:
-        """Some of the rows."""
-        return Completions(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+    def rows(self, index: slice | Tensor) -> Completions:
+        """Select rows."""
+        return Completions(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def joined(self, other: Completions) -> Completions:
-        """The rows of both, padded to the longer of them."""
+        """Concatenate the rows of both, padded to the longer length."""
         length = max(self.ids.shape[1], other.ids.shape[1])
 
         def padded(of: Completions, name: str) -> Tensor:
@@ -56,5 +56,5 @@ class Completions:
         return Completions(**{name: torch.cat((padded(self, name), padded(other, name))) for name in names})
 
     def to(self, device: torch.device) -> Completions:
-        """On another device."""
+        """Copy to another device."""
         return Completions(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

@@ -15,7 +15,7 @@ def _always(config: Mapping[str, Any]) -> bool:
 
 @dataclass(kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (LoRA, arXiv 2106.09685) beside linear layers of a frozen language model."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) for linear layers of a frozen language model."""
 
     lora_r: Annotated[int, Range(1)] = 16
     """Rank of each adapter."""

@@ -1,11 +1,11 @@
-"""Sampling from a causal language model of transformers, and scoring what was sampled, with one prompt for all rows.
+"""Sample from a causal language model of transformers and score the samples; all rows share one prompt.
 
-    rollout     one token at a time, keys and values cached, no gradient
-    score       log-probabilities of given tokens in one pass, which gradients may flow through
+    rollout     one token at a time with a KV cache, no gradient
+    score       log-probabilities of given tokens in one pass, with gradient if enabled
 
-The prompt is read once, and its keys and values are repeated for all rows; so no row is padded on the left. `score`
-gives what the model sampled from, at temperature 1 and over the whole vocabulary, up to rounding.
-Shapes: B rows, T new tokens, P tokens of the prompt, V words.
+The prompt is read once and its keys and values are repeated for all rows, so there is no left padding. `score` returns
+the log-probabilities at temperature 1 over the whole vocabulary, equal to those of `rollout` up to rounding.
+Shapes: B rows, T new tokens, P prompt tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn from its distribution."""
+    """How tokens are sampled."""
 
     temperature: float = 1.0
     top_p: float = 1.0
-    """The fewest likeliest words that hold this much probability."""
+    """Nucleus sampling: keep the fewest most likely tokens with at least this total probability."""
     top_k: int = 0
-    """So many likeliest words; 0: all."""
+    """Keep this many most likely tokens; 0: all."""
 
 
 @torch.no_grad()
 def rollout(
     model: Any, prompt: Tensor, draws: Tensor, sampling: Sampling, *, ends: Tensor, pad: int
 ) -> tuple[Tensor, Tensor]:
-    """Sample behind `prompt` int64 [P] for each row of draws [B, T] in [0, 1).
+    """Sample a completion of `prompt` int64 [P] for each row of the uniform numbers `draws` [B, T] in [0, 1).
 
-    A row ends with the first token of `ends` bool [V]; `pad` fills the rest. Returns ids int64 [B, T] and their
-    log-probabilities [B, T], 0 behind the end: those of the model, not of the tempered distribution.
+    A row ends with the first token in `ends` bool [V] and is filled with `pad`. Returns ids int64 [B, T] and their
+    log-probabilities [B, T] under the model (not the tempered distribution), 0 after the end.
     """
     rows, length = draws.shape
     name = cache_name(model)
@@ -58,15 +58,15 @@ def rollout(
 
 
 def score(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
-    """Log-probability [B, T] of each token of ids int64 [B, T] behind `prompt` int64 [P], in float32.
+    """Log-probabilities [B, T] of ids int64 [B, T] after `prompt` int64 [P], in float32.
 
-    The prompt is read once for all rows; a gradient flows through it as well.
+    The prompt is read once for all rows; gradients flow through it too.
     """
     return log_probabilities(next_logits(model, prompt, ids), ids)
 
 
 def next_logits(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
-    """Logits [B, T, V] that each token of ids int64 [B, T] behind `prompt` int64 [P] is predicted with."""
+    """Logits [B, T, V] that predict each token of ids int64 [B, T] after `prompt` int64 [P]."""
     first, cache = read_prompt(model, prompt, len(ids))
     logits = first.unsqueeze(1)
     if ids.shape[1] > 1:
@@ -76,7 +76,7 @@ def next_logits(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
 
 
 def read_prompt(model: Any, prompt: Tensor, rows: int) -> tuple[Tensor, Any]:
-    """(logits [rows, V] of the token behind the prompt, its keys and values for so many rows)."""
+    """(logits [rows, V] of the first token after the prompt, KV cache of the prompt repeated for `rows` rows)."""
     output = model(prompt.unsqueeze(0), use_cache=True, logits_to_keep=1)
     cache = getattr(output, cache_name(model))
     cache.batch_repeat_interleave(rows)
@@ -84,7 +84,7 @@ def read_prompt(model: Any, prompt: Tensor, rows: int) -> tuple[Tensor, Any]:
 
 
 def cache_name(model: Any) -> str:
-    """What this version of transformers calls the cache of a model."""
+    """Name of the cache argument in this version of transformers."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
@@ -95,28 +95,26 @@ def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def choose(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """A token [B] from logits float32 [B, V]: the one in whose share of [0, 1) the draw [B] lies."""
-    shares = distribution(logits, sampling)
-    edges = shares.cumsum(-1)
-    place = draws.to(edges).unsqueeze(-1) * edges[:, -1:]
-    # right: an edge belongs to the next word, so that one without probability is never chosen
-    token = torch.searchsorted(edges, place, right=True).squeeze(-1)
-    last = (shares > 0).long().cumsum(-1).argmax(-1)
+    """Sample tokens [B] from logits float32 [B, V] by inverting the cumulative distribution at draws [B] in [0, 1)."""
+    weights = distribution(logits, sampling)
+    cumulative = weights.cumsum(-1)
+    point = draws.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
+    # right=True: a boundary belongs to the next token, so tokens of probability 0 are never chosen
+    token = torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    last = (weights > 0).long().cumsum(-1).argmax(-1)
     return token.minimum(last)
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What tokens are drawn with from logits float32 [..., V]: shares [..., V], 0 where top_k or top_p leaves a word
-    out; they need not sum to 1.
-    """
+    """Unnormalised sampling weights [..., V] from logits float32 [..., V]; 0 for tokens excluded by top_k or top_p."""
     scaled = logits / sampling.temperature
     if sampling.top_k and sampling.top_k < scaled.shape[-1]:
-        least = scaled.topk(sampling.top_k).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < least, float("-inf"))
-    shares = scaled.to(torch.float32 if scaled.device.type == "mps" else torch.float64).softmax(-1)
+        smallest = scaled.topk(sampling.top_k).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < smallest, float("-inf"))
+    weights = scaled.to(torch.float32 if scaled.device.type == "mps" else torch.float64).softmax(-1)
     if sampling.top_p < 1:
-        order = shares.argsort(dim=-1, descending=True, stable=True)
-        ranked = shares.gather(-1, order)
-        outside = ranked.cumsum(-1) - ranked >= sampling.top_p  # the likeliest word is never outside
-        shares = shares.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
-    return shares
+        order = weights.argsort(dim=-1, descending=True, stable=True)
+        ranked = weights.gather(-1, order)
+        excluded = ranked.cumsum(-1) - ranked >= sampling.top_p  # never the most likely token
+        weights = weights.masked_fill(torch.zeros_like(excluded).scatter(-1, order, excluded), 0.0)
+    return weights

@@ -1,8 +1,8 @@
-"""Operations of a causal language model of transformers behind one prompt, by the sizes of its matrices.
+"""FLOPs of a causal language model of transformers with one shared prompt, from the sizes of its matrices.
 
-A multiplication and its addition are two operations. Linear layers and attention count (norms, activations and the
-lookup of embeddings are below 1 %); attention counts every pair of a query and a key that is there, masked or not.
-B rows, T tokens of each, P tokens before them whose keys and values are known.
+A multiply-add is two FLOPs. Linear layers and attention count (norms, activations and embedding lookups are below 1 %);
+attention counts every query-key pair, masked or not.
+B rows, T tokens per row, P cached tokens before them.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a pass multiplies with, in numbers of weights."""
+    """Sizes that determine the FLOPs of a pass, in numbers of weights."""
 
     frozen: int
-    """Of the linear layers in the blocks."""
+    """Linear layers in the blocks."""
     adapters: int
     output: int
-    """Of the layer that scores all words."""
+    """The output head."""
     attention: int
-    """Width of queries, over the heads of all blocks."""
+    """Width of the queries, summed over heads and blocks."""
 
     def forward(self, rows: int, tokens: int, before: int, scored: int, *, adapted: bool = True) -> float:
-        """One pass; `scored` tokens of each row are compared with all words."""
+        """FLOPs of one pass; `scored` tokens of each row go through the output head."""
         weights = self.frozen + self.adapters * adapted
         return float(2 * rows * (tokens * weights + scored * self.output)) + self.pairs(
             rows * tokens * (before + tokens)
         )
 
     def pairs(self, count: float) -> float:
-        """Of attention, for so many pairs of a query and a key: the score, and the weighted value."""
+        """FLOPs of attention for `count` query-key pairs: scores and weighted values."""
         return 4.0 * self.attention * count
 
     def sampling(self, rows: int, tokens: int, before: int) -> float:
-        """The prompt once, then one token of each row after the other; the last one is not read."""
+        """FLOPs of sampling: the prompt once, then token by token; the last token is not read."""
         steps = tokens - 1
         generated = self.forward(rows, steps, 0, steps) - self.pairs(rows * steps * steps)
         keys = steps * before + steps * (steps + 1) / 2
         return self.forward(1, before, 0, 1) + generated + self.pairs(rows * keys)
 
     def scoring(self, rows: int, tokens: int, before: int, *, adapted: bool = True) -> float:
-        """The prompt once, then all tokens of each row but the last at once."""
+        """FLOPs of scoring: the prompt once, then all tokens but the last in one pass."""
         prompt = self.forward(1, before, 0, 1, adapted=adapted)
         return prompt + self.forward(rows, tokens - 1, before, tokens - 1, adapted=adapted)
 
     def training(self, rows: int, tokens: int, before: int) -> float:
-        """`scoring`, and its backward pass: as much again, for the adapters and attention twice as much.
+        """FLOPs of `scoring` with its backward pass: the same again, and twice as much for adapters and attention.
 
-        The first layers of the first block, whose input needs no gradient, are counted as the others are.
+        The first layers of the first block are counted like the others, though their input needs no gradient.
         """
         read = self.adapters * (rows * (tokens - 1) + before)
         pairs = rows * (tokens - 1) * (before + tokens - 1) + before * before
@@ -59,7 +59,7 @@ class Sizes:
 
 
 def sizes_of(model: Any, blocks: list[nn.Module]) -> Sizes:
-    """Those of a model with adapters of peft in its `blocks`."""
+    """Sizes of a model with peft adapters in its `blocks`."""
     frozen = adapters = 0
     for module in (part for block in blocks for part in block.modules()):
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":

@@ -1,1 +1,1 @@
-"""A frozen base language model, and hypernetworks that read it and adapt its weights to each sample."""
+"""A frozen base language model, and hypernetworks that read its activations and adapt its weights to each sample."""

@@ -1,9 +1,9 @@
-"""What every adapter of a frozen base does: the plain pass, then passes with deltas, each made from the one before.
+"""Base class for adapters of a frozen base: a plain pass, then passes with deltas, each computed from the last one.
 
     h⁰ = base(x);  δⁱ = adapter(x, hⁱ⁻¹);  hⁱ = base(x; δⁱ)  for i = 1 .. k
 
-with `accumulate` δⁱ = δⁱ⁻¹ + adapter(x, hⁱ⁻¹). The base is an argument, so it is in no adapter's weights, gradients or
-checkpoints.
+with `accumulate` δⁱ = δⁱ⁻¹ + adapter(x, hⁱ⁻¹). The base is passed as an argument, so it is not part of the adapter's
+parameters, gradients or checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.feedback.batch import BaseOutput, Batch, FeedbackOutput
 
 
 class Adapter(nn.Module, ABC):
-    """`adapter(base, batch)`; a subclass makes the deltas."""
+    """`adapter(base, batch)` -> FeedbackOutput; a subclass computes the deltas."""
 
     FAMILY: ClassVar[str] = "feedback"
     DATA_MODE: ClassVar[str] = "frozen_base"
@@ -31,25 +31,25 @@ class Adapter(nn.Module, ABC):
     loss_shares: str = "last"
     detach_between = True
     reads_base = False
-    """Whether `make_delta` reads anything of a pass."""
+    """Whether `make_delta` reads the previous pass."""
     reads_states = False
-    """Whether `make_delta` reads the hidden states of a pass."""
+    """Whether `make_delta` reads the hidden states of the previous pass."""
     reads_gradient = False
-    """Whether `make_delta` makes a pass of its own, with other tokens hidden."""
+    """Whether `make_delta` runs a pass of its own, with other tokens masked."""
 
     @abstractmethod
     def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any) -> tuple[Any, Tensor | None]:
-        """(delta for the next pass, penalty or None), from the pass `seen`, which was made with the delta `before`.
+        """(delta for the next pass, penalty or None) from the previous pass `seen` and its delta `before`.
 
-        `seen` may be None where `reads_base` is false.
+        `seen` may be None if `reads_base` is false.
         """
 
     @abstractmethod
     def static_delta(self, base: BaseLM) -> Any:
-        """The delta less its input-dependent part."""
+        """The delta without its input-dependent part."""
 
     def forward(self, base: BaseLM, batch: Batch, passes: int | None = None) -> FeedbackOutput:
-        """`passes` (default: as trained) passes with deltas, after the plain one, which is made without a gradient."""
+        """Run the plain pass, without gradient, then `passes` passes with deltas (default: `n_passes`)."""
         count = self.n_passes if passes is None else passes
         with torch.no_grad():
             outputs = [base(batch.inputs, batch.real, keep_states=self.reads_states)]
@@ -58,7 +58,7 @@ class Adapter(nn.Module, ABC):
         for number in range(1, count + 1):
             seen, before = outputs[-1], deltas[-1] if deltas else None
             if self.detach_between and before is not None:
-                seen, before = detached(seen), before.detach()
+                seen, before = detach_output(seen), before.detach()
             delta, penalty = self.make_delta(base, batch, seen, before)
             deltas.append(delta)
             penalties += [] if penalty is None else [penalty]
@@ -68,7 +68,7 @@ class Adapter(nn.Module, ABC):
         return FeedbackOutput(tuple(outputs), tuple(deltas), pass_shares(self.loss_shares, count), penalty)
 
     def adapted(self, base: BaseLM, batch: Batch) -> tuple[BaseOutput, Any]:
-        """(the last pass, its delta), for text alone: without the plain pass where nothing of it is read."""
+        """(the last pass, its delta), for inference: skips the plain pass if nothing reads it."""
         if self.reads_base:
             output = self(base, batch)
             return output.final, output.deltas[-1]
@@ -77,51 +77,51 @@ class Adapter(nn.Module, ABC):
 
     @property
     def base_passes(self) -> int:
-        """Forward passes of the base in `adapted`: the plain one where it is read, one with each delta, those that read
-        a gradient."""
+        """Forward passes of the base in `adapted`: the plain one if it is read, one per delta, and those for
+        gradients."""
         return self.reads_base + self.n_passes * (1 + self.reads_gradient)
 
     def forward_flops(self, base: BaseLM, rows: int, length: int) -> float:
-        """Operations from the text to the logits of the last pass, on `rows` rows of `length` positions. The plain pass
-        counts where it is read."""
+        """FLOPs from the tokens to the logits of the last pass, for `rows` rows of `length` positions. The plain pass
+        counts if it is read."""
         body = base.forward_flops(rows, length, head=False)
         recomputed = (self.n_passes - 1 + self.reads_base) * body
-        made = self.n_passes * (self.change_flops(rows, length) + self.reading_flops(rows, length))
-        kept = sum(range(self.n_passes)) * self.kept_flops(rows, length)
-        return base.forward_flops(rows, length) + recomputed + made + kept
+        changes = self.n_passes * (self.change_flops(rows, length) + self.reading_flops(rows, length))
+        earlier = sum(range(self.n_passes)) * self.kept_flops(rows, length)
+        return base.forward_flops(rows, length) + recomputed + changes + earlier
 
     def flops(self, rows: int) -> dict[str, float]:
-        """Operations for `rows` rows of block_size positions: `eval`, all passes; `train`, the gradients of those that
-        the loss reaches besides, through a base whose own weights need none."""
+        """FLOPs for `rows` rows of block_size positions: `eval`, all passes; `train`, also the gradients of the passes
+        that the loss reaches, through a base whose weights need none."""
         base, passes = self.shape.base, self.n_passes
-        words, length = self.shape.text.rows(base.vocab_multiple), base.block_size
-        body, change = base_flops(base, words, rows, length, head=False), self.change_flops(rows, length)
-        head = base_flops(base, words, rows, length) - body
-        kept = self.kept_flops(rows, length)
+        vocab, length = self.shape.text.rows(base.vocab_multiple), base.block_size
+        body, change = base_flops(base, vocab, rows, length, head=False), self.change_flops(rows, length)
+        head = base_flops(base, vocab, rows, length) - body
+        earlier = self.kept_flops(rows, length)
         scored = [number for number, share in enumerate(pass_shares(self.loss_shares, passes)) if share > 0]
-        reached = scored if self.detach_between else list(range(passes))  # pass `number` keeps as many earlier changes
-        forward = body + passes * (body + change + self.reading_flops(rows, length)) + sum(range(passes)) * kept
-        back = len(reached) * (body + 2 * change) + 2 * sum(reached) * kept
+        reached = scored if self.detach_between else list(range(passes))  # pass `number` has that many earlier changes
+        forward = body + passes * (body + change + self.reading_flops(rows, length)) + sum(range(passes)) * earlier
+        back = len(reached) * (body + 2 * change) + 2 * sum(reached) * earlier
         return {"train": forward + back + 2 * len(scored) * head, "eval": forward + head}
 
     @abstractmethod
     def change_flops(self, rows: int, length: int) -> float:
-        """Operations of making and applying (in low-rank form, once) the change of one pass."""
+        """FLOPs of computing the change of one pass and applying it once, in low-rank form."""
 
     def kept_flops(self, rows: int, length: int) -> float:
-        """Operations of applying the change of an earlier pass in a later one, where changes add up."""
+        """FLOPs of applying the change of an earlier pass in a later one, if changes accumulate."""
         return 0.0
 
     def reading_flops(self, rows: int, length: int) -> float:
-        """Operations of what is read of a pass, beside the pass itself: done for each change, without a gradient."""
+        """FLOPs of the conditioning of each change, beyond the pass itself; without gradient."""
         return 0.0
 
     def gates(self) -> Tensor | None:
-        """The gates γ before its input-dependent changes, where there are any."""
+        """The gates γ of the input-dependent changes, if there are any."""
         return None
 
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Parameters by name: matrix (the only ones to be decayed), embedding, scalar."""
+        """Parameters by group: matrix (the only ones with weight decay), embedding, scalar."""
         return group_parameters(self)
 
     def blocks(self) -> list[nn.Module]:
@@ -129,17 +129,17 @@ class Adapter(nn.Module, ABC):
         return []
 
     def num_parameters(self) -> int:
-        """Trained parameters."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())
 
 
-def detached(output: BaseOutput) -> BaseOutput:
-    """The same pass without its gradients."""
+def detach_output(output: BaseOutput) -> BaseOutput:
+    """A copy of the pass, detached."""
     return replace(output, hidden=output.hidden.detach(), states=tuple(state.detach() for state in output.states))
 
 
 def pass_shares(kind: str, count: int) -> tuple[float, ...]:
-    """Shares of the passes 1 .. count in the loss: 1 for the last, equal ones, or proportional to the pass."""
+    """Weights of passes 1 .. count in the loss: only the last, uniform, or linear in the pass number."""
     if kind == "last":
         return (0.0,) * (count - 1) + (1.0,) * min(count, 1)
     weights = [1.0 if kind == "uniform" else float(number) for number in range(1, count + 1)]

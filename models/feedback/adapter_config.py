@@ -1,4 +1,4 @@
-"""Hyper-parameters of what adapts a frozen base. C width of the base, L its blocks, r rank."""
+"""Hyper-parameters of the adapters of a frozen base. C width of the base, L its blocks, r rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ONE = Inert("arch.n_passes=1", "arch.n_passes=1: there is one pass with deltas"
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """What the base and the data fix about an adapter."""
+    """The base config and the data shape that an adapter is built for."""
 
     base: BaseConfig
     text: TextShape
@@ -30,7 +30,7 @@ class AdapterShape:
 
 @dataclass(kw_only=True)
 class TargetsConfig:
-    """Which linear layers of each block are changed."""
+    """The linear layers of each block that are changed."""
 
     targets: list[Target] = field(default_factory=lambda: ["q", "k", "v", "o"])
     """Linear layers of each block that get deltas: q, k, v, o of the attention; fc, proj of the feed-forward."""
@@ -69,21 +69,21 @@ class StaticLoraConfig(TargetsConfig):
         return self.alpha / {"sqrt": math.sqrt(self.lora_rank), "rank": self.lora_rank, "none": 1}[self.scale_rule]
 
     def flops(self, base: BaseConfig, rows: int, length: int) -> float:
-        """Operations of x Aᵀ and (x Aᵀ) B in all blocks."""
+        """FLOPs of x Aᵀ and (x Aᵀ) B in all blocks."""
         sides = sum(sum(base.sides(target)) for target in self.targets)
         return 2.0 * rows * length * self.lora_rank * sides * base.n_layer
 
 
 @dataclass(kw_only=True)
 class FineTuneConfig(TargetsConfig):
-    """The baseline that trains whole matrices, kept as their difference to the frozen base."""
+    """Full fine-tuning of the targets, stored as differences to the frozen base."""
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset()
 
 
 @dataclass(kw_only=True)
 class HyperConfig(StaticLoraConfig):
-    """A hypernetwork: reads what the frozen base makes of a sample, and writes a low-rank change of the base for it.
+    """A hypernetwork that reads the frozen base's activations on a sample and outputs low-rank deltas for it.
 
     Raises ValueError for values that cannot be built; the text names the override to change.
     """
@@ -153,7 +153,7 @@ class HyperConfig(StaticLoraConfig):
             raise ValueError("arch.readout=raw writes rows of one width: leave fc and proj out of arch.targets")
 
     def width(self, base: BaseConfig) -> tuple[int, int]:
-        """(width, heads) of the hypernetwork. Raises: ValueError where heads do not divide the width."""
+        """(width, heads) of the hypernetwork. Raises: ValueError if the heads do not divide the width."""
         size, heads = self.hyper_dim or base.n_embd, self.hyper_heads or base.n_head
         check_heads(heads, size, "arch.hyper_heads", "arch.hyper_dim")
         if self.readout == "raw" and size != base.n_embd:

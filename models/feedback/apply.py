@@ -1,9 +1,9 @@
-"""Two ways to apply a low-rank change of a frozen linear layer to each row, and the choice between them.
+"""Two ways to apply a low-rank change per row to a frozen linear layer, and how to choose between them.
 
     low rank:  y = W x + s · Bᵀ (A x)          dense:  y = (W + s · Bᵀ A) x
 
-B rows, T positions, r rank, n and m input and output width. The forms differ in rounding alone. Low rank keeps B·T·r
-numbers for the backward pass and dense B·n·m; in a dtype below float32 the dense sum rounds small changes away.
+B rows, T positions, r rank, n and m input and output width. The forms differ only in rounding. Low rank saves B·T·r
+numbers for the backward pass, dense B·n·m; in a dtype below float32 the dense sum rounds small changes away.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Form = Literal["auto", "lowrank", "dense"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Nanoseconds on one core: a linear model of the time of each form, fitted to the grid of the benchmark."""
+    """Linear model of the time of each form, in nanoseconds on one core, fitted to a grid of benchmarks."""
 
     call: tuple[float, float]
-    """Of a call of the low-rank and of the dense form, whatever the sizes."""
+    """Fixed cost of a call of the low-rank and the dense form."""
     product: tuple[float, float]
-    """Of a multiply-add of the product with W: shared by all rows, and with its own weight in each row."""
+    """Per multiply-add of the product with W, shared by all rows, and with one weight per row."""
     thin: float
-    """Of a multiply-add of x Aᵀ and (x Aᵀ) B."""
+    """Per multiply-add of x Aᵀ and (x Aᵀ) B."""
     position: float
-    """Of a number of the input or output that the low-rank form reads or writes once more."""
+    """Per element of input or output that the low-rank form reads or writes again."""
     factor: float
-    """Of a number of A or B in the low-rank form."""
+    """Per element of A or B in the low-rank form."""
     formed: float
-    """Of a multiply-add of Bᵀ A."""
+    """Per multiply-add of Bᵀ A."""
     matrix: float
-    """Of a number of a row's own weight, which is written, read and, in training, has a gradient."""
+    """Per element of a row's own weight, which is written, read and, in training, has a gradient."""
 
 
 COSTS = {
@@ -63,7 +63,7 @@ COSTS = {
 
 
 def low_rank(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """x [B, T, n], a [B, r, n], b [B, r, m] -> [B, T, m] in x's dtype; B may be 1 in a and b for all rows."""
+    """Low-rank form: x [B, T, n], a [B, r, n], b [B, r, m] -> [B, T, m] in x's dtype; a, b may have 1 row for all."""
     y: Tensor = linear(x)
     a, b = a.to(x.dtype), b.to(x.dtype)
     if a.shape[0] == 1:
@@ -72,7 +72,7 @@ def low_rank(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float
 
 
 def dense(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """The same by one weight a row, summed in the weight's own dtype."""
+    """Dense form of the same: one weight per row, summed in the dtype of the weight."""
     weight = linear.weight
     if a.shape[0] == 1:
         return cast_linear(x, torch.addmm(weight, b[0].t(), a[0], alpha=scale))
@@ -81,7 +81,8 @@ def dense(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -
 
 
 def costs(rows: int, length: int, rank: int, sides: tuple[int, int], *, training: bool = True) -> tuple[float, float]:
-    """(low rank, dense): nanoseconds of one changed linear layer on a core, as estimated; `training`: backward, too."""
+    """Estimated nanoseconds (low rank, dense) of one changed linear layer on one core; `training` adds the backward
+    pass."""
     n, m = sides
     cost = COSTS[training]
     product = float(rows * length * n * m)
@@ -94,10 +95,10 @@ def costs(rows: int, length: int, rank: int, sides: tuple[int, int], *, training
 def choose(
     form: Form, rows: int, length: int, rank: int, sides: tuple[int, int], dtype: torch.dtype, device: str
 ) -> Literal["lowrank", "dense"]:
-    """The form that `auto` stands for: the faster one on a CPU.
+    """Resolve `auto` to the faster form on a CPU.
 
-    Low rank in a dtype below float32, where the dense sum would round small changes away, and on devices where the
-    forms have not been measured, since it takes less memory.
+    Otherwise low rank: in a dtype below float32, where the dense sum would round small changes away, and on devices
+    without measurements, since it needs less memory.
     """
     if form != "auto":
         return form

@@ -1,6 +1,6 @@
-"""The baseline that trains whole matrices of the base, kept as differences to it. L blocks, n and m widths of a target.
+"""Full fine-tuning of some matrices, a baseline for hypernetworks. L blocks, n and m widths of a target.
 
-A decay of the differences pulls towards the base and not towards zero; else it is fine-tuning.
+The weights are stored as differences to the base, so that weight decay pulls towards the base instead of zero.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class DenseChange:
 
 @dataclass(frozen=True)
 class DenseDelta:
-    """Whole matrices {target: D [L, m, n]}, the same for all rows."""
+    """Full-rank differences {target: D [L, m, n]}, the same for all rows."""
 
     weights: Mapping[str, Tensor]
 
     def check(self, config: BaseConfig, rows: int) -> None:
-        """Raises: ValueError that names both values, where blocks or widths are not those of the base."""
+        """Raises: ValueError with both values if blocks or widths differ from the base."""
         for target, weight in self.weights.items():
             n, m = config.sides(target)
             if tuple(weight.shape) != (config.n_layer, m, n):
@@ -51,11 +51,11 @@ class DenseDelta:
         return {target: DenseChange(weight[number]) for target, weight in self.weights.items()}
 
     def detach(self) -> DenseDelta:
-        """The same without gradients."""
+        """A detached copy."""
         return DenseDelta({target: weight.detach() for target, weight in self.weights.items()})
 
     def norms(self, base: Any) -> Tensor:
-        """‖D‖_F / ‖W‖_F of every block and target: [1, L, targets]."""
+        """‖D‖_F / ‖W‖_F of each block and target: [1, L, targets]."""
         size = torch.linalg.vector_norm
         ratios = [
             torch.stack([size(part) / size(base.linear(number, target)) for number, part in enumerate(weight)])
@@ -65,7 +65,7 @@ class DenseDelta:
 
 
 class AttentionFineTune(Adapter):
-    """Trains a difference D [L, m, n] for each target; zero at the start."""
+    """Trains a difference D [L, m, n] for each target, initially zero."""
 
     Config: ClassVar = FineTuneConfig
 
@@ -83,15 +83,15 @@ class AttentionFineTune(Adapter):
     def make_delta(
         self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
     ) -> tuple[DenseDelta, Tensor | None]:
-        """(the differences; no penalty)."""
+        """(the differences, no penalty)."""
         return self.static_delta(base), None
 
     def change_flops(self, rows: int, length: int) -> float:
-        """W + D is one matrix once it is trained."""
+        """0: once trained, W + D is one matrix."""
         return 0.0
 
     def flops(self, rows: int) -> dict[str, float]:
-        """As of every adapter, and in `train` the gradients of the differences."""
+        """As Adapter, plus the gradients of the differences in `train`."""
         base, counted = self.shape.base, super().flops(rows)
         own = 2.0 * rows * base.block_size * self.num_parameters()
         return {**counted, "train": counted["train"] + own}

@@ -1,10 +1,10 @@
-"""What a hypernetwork reads of a frozen base at each position, as vectors of its own width.
+"""Input of a hypernetwork at each position, computed from a frozen base and projected to its own width.
 
 hidden: Σ_l softmax(w)_l · rms(state_l) over the L + 1 states of the residual stream (as in the Feedback Transformer,
 arXiv 2002.09402). logits: the expected embedding under the base's prediction, and its entropy. loss_gradient: the
-gradient of a loss on *visible* tokens with respect to those states. tokens: nothing of the base.
+gradient of a loss on *visible* tokens with respect to those states. tokens: only the tokens.
 
-Nothing here depends on a token that is hidden, on padding, or on another row.
+Nothing here depends on masked tokens, on padding, or on other rows.
 Shapes: B rows, T positions, C width of the base, D of the hypernetwork, V rows of the token table.
 """
 
@@ -28,7 +28,7 @@ STATES = ("hidden", "loss_gradient")
 
 
 class Reader(nn.Module):
-    """What the config's `conditioning` names: `reader(base, batch, seen, delta)` -> [B, T, D]."""
+    """`reader(base, batch, seen, delta)` -> [B, T, D], by the config's `conditioning`."""
 
     def __init__(self, config: HyperConfig, shape: AdapterShape, size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Reader(nn.Module):
                 self.words = CastedEmbedding(rows, size, init_std=config.init_std, cast_to=dtype)
 
     def forward(self, base: BaseLM, batch: Batch, seen: BaseOutput | None, delta: Any) -> Tensor:
-        """`seen` is the pass that is read (None where nothing is), and `delta` what it was made with (None: the plain
+        """`seen` is the previous pass (None if it is not read), and `delta` the delta it was run with (None: the plain
         base)."""
         x: Tensor | None = None
         if self.words is not None:
@@ -74,7 +74,7 @@ class Reader(nn.Module):
 
 
 def expectation(base: BaseLM, seen: BaseOutput) -> Tensor:
-    """[B, T, C + 1]: the normed embedding that the base expects at each position, and the entropy over ln V."""
+    """[B, T, C + 1]: normed expected embedding under the base's prediction, and its entropy divided by ln V."""
     logits = seen.logits()
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     p = log_p.exp()
@@ -86,10 +86,10 @@ def expectation(base: BaseLM, seen: BaseOutput) -> Tensor:
 def visible_gradient(base: BaseLM, batch: Batch, delta: Any) -> list[Tensor]:
     """Gradient of the base's loss on visible tokens with respect to its L + 1 states, each [B, T, C].
 
-    Its mean square over a row's readable positions is 1.
+    Scaled to mean square 1 over the readable positions of a row.
 
-    Masked diffusion: every second visible token is hidden as well and then scored. Autoregressive: each token of the
-    context but the first. The tokens to predict have no part in it.
+    Masked diffusion: every second visible token is also masked, and then scored. Autoregressive: every token of the
+    context but the first is scored. The tokens to predict are not used.
     """
     shape, readable = base.shape, batch.readable
     if base.config.causal:

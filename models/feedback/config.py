@@ -16,7 +16,7 @@ ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 @dataclass(frozen=True)
 class TextShape:
-    """What the data fix about a model. Ids below `words` are text; MASK and PAD lie at or above."""
+    """The vocabulary of the data. Ids below `words` are text tokens; MASK and PAD are at or above."""
 
     words: int
     mask_id: int
@@ -32,7 +32,7 @@ class TextShape:
 
 
 def check_heads(heads: int, size: int, heads_key: str, size_key: str) -> None:
-    """Raises: ValueError where heads do not divide the width into even parts, which rotary positions need."""
+    """Raises: ValueError unless the heads divide the width into even parts, which rotary positions need."""
     if size % heads or size // heads % 2:
         fitting = [n for n in range(1, min(size, 64) + 1) if size % n == 0 and size // n % 2 == 0]
         why = (
@@ -44,14 +44,14 @@ def check_heads(heads: int, size: int, heads_key: str, size_key: str) -> None:
 
 @dataclass(kw_only=True)
 class BaseConfig:
-    """A pre-norm transformer in the manner of LLaDA (arXiv 2502.09992): rotary positions, norms without parameters, no
-    biases, the token table as output head.
+    """A pre-norm transformer like LLaDA (arXiv 2502.09992): rotary positions, norms without parameters, no biases, tied
+    output head.
 
     Raises ValueError for values that cannot be built; the text names the override to change.
     """
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(("dropout", "forward_dtype", "init_std"))
-    """Keys that another training may choose anew: the weights fit all the same."""
+    """Keys that another training may change: the weights still fit."""
 
     n_layer: Annotated[int, Range(1, 1000)] = 8
     """Blocks L."""
@@ -81,12 +81,12 @@ class BaseConfig:
 
     @property
     def head_dim(self) -> int:
-        """d, numbers per head."""
+        """d, channels per head."""
         return self.n_embd // self.n_head
 
     @property
     def causal(self) -> bool:
-        """Whether a position sees only itself and those before it."""
+        """Whether attention is causal."""
         return self.objective == "autoregressive"
 
     def sides(self, target: str) -> tuple[int, int]:
@@ -97,7 +97,7 @@ class BaseConfig:
 
 @dataclass(kw_only=True)
 class LoopedConfig(BaseConfig):
-    """A base that applies some of its blocks several times: prelude, loop, coda."""
+    """A base that applies some of its blocks repeatedly: prelude, loop, coda."""
 
     loops: Annotated[int, Range(1, 1000)] = 2
     """Number of times that the looped blocks are applied."""
@@ -116,12 +116,12 @@ class LoopedConfig(BaseConfig):
 
     @property
     def applied(self) -> int:
-        """Applications of a block in one forward pass."""
+        """Number of block applications in one forward pass."""
         return self.n_layer + (self.loops - 1) * self.loop_layers
 
 
 def compute_dtype(name: ForwardDtype, auto: torch.dtype) -> torch.dtype:
-    """The dtype of activations; `auto` is used for forward_dtype=auto."""
+    """Dtype of the activations; `auto` if forward_dtype=auto."""
     import torch
 
     return auto if name == "auto" else getattr(torch, name)

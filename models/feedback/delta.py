@@ -1,7 +1,7 @@
-"""The low-rank changes that an adapter makes to the blocks of a base, row by row, as one object with checked shapes.
+"""Low-rank changes of the blocks of a base, per row, as one object with checked shapes.
 
-B rows (1: the same for all), L blocks, r rank; a target's linear layer maps n to m numbers and becomes
-W + scale · Bᵀ A with A [r, n], B [r, m].
+B rows (1: shared by all), L blocks, r rank. The linear layer of a target, n to m channels, becomes W + scale · Bᵀ A
+with A [r, n], B [r, m].
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TARGETS = ("q", "k", "v", "o", "fc", "proj")
 
 @dataclass(frozen=True)
 class LowRankChange:
-    """One target of one block: a [B, r, n], b [B, r, m]."""
+    """The change of one target in one block: a [B, r, n], b [B, r, m]."""
 
     a: Tensor
     b: Tensor
@@ -36,7 +36,7 @@ class LowRankChange:
         sides = (n, self.b.shape[-1])
         form = choose(self.form, x.shape[0], x.shape[1], rank, sides, x.dtype, x.device.type)
         if form == "dense" and self.form == "auto" and not self.b.any():
-            form = "lowrank"  # a change that is still zero leaves the base as it is, bit for bit
+            form = "lowrank"  # a zero delta must leave the base bit-identical
         return FORMS[form](linear, x, self.a, self.b, self.scale)
 
 
@@ -44,7 +44,7 @@ class LowRankChange:
 class LoraDelta:
     """Factors {target: (A [B, L, r, n], B [B, L, r, m])} and the scale of their products.
 
-    Raises: ValueError where the factors do not agree in B, L or r, or a target is unknown.
+    Raises: ValueError if the factors disagree in B, L or r, or a target is unknown.
     """
 
     factors: dict[str, Pair]
@@ -65,12 +65,12 @@ class LoraDelta:
         return rows, blocks, rank
 
     def check(self, config: BaseConfig, rows: int) -> None:
-        """Raises: ValueError that names both values, where blocks, widths or rows are not those of the base."""
-        given, blocks, _ = self.shape
+        """Raises: ValueError with both values if blocks, widths or rows do not fit the base and the batch."""
+        own_rows, blocks, _ = self.shape
         if blocks != config.n_layer:
             raise ValueError(f"the delta is for {blocks} blocks, the base has n_layer={config.n_layer}")
-        if given not in (1, rows):
-            raise ValueError(f"the delta is for {given} rows, the batch has {rows}")
+        if own_rows not in (1, rows):
+            raise ValueError(f"the delta is for {own_rows} rows, the batch has {rows}")
         for target, (a, b) in self.factors.items():
             sides = a.shape[-1], b.shape[-1]
             if sides != config.sides(target):
@@ -86,14 +86,14 @@ class LoraDelta:
             for target, (a, b) in self.factors.items()
         }
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> LoraDelta:
-        """The same with `change` applied to every factor."""
-        return replace(self, factors={name: (change(a), change(b)) for name, (a, b) in self.factors.items()})
+    def map(self, function: Callable[[Tensor], Tensor]) -> LoraDelta:
+        """Apply `function` to every factor."""
+        return replace(self, factors={name: (function(a), function(b)) for name, (a, b) in self.factors.items()})
 
     def plus(self, other: LoraDelta) -> LoraDelta:
-        """The sum of two changes of the same rows: their factors side by side, so its rank is the sum of the ranks.
+        """Sum of two deltas of the same rows, by concatenating their factors: the ranks add up.
 
-        Raises: ValueError where scale or targets are not the same.
+        Raises: ValueError if scale or targets differ.
         """
         if self.scale != other.scale or self.factors.keys() != other.factors.keys():
             raise ValueError(
@@ -107,29 +107,29 @@ class LoraDelta:
         return replace(self, factors=factors)
 
     def roll(self, by: int) -> LoraDelta:
-        """Row i gets the delta of row i - by: the shuffled-condition control."""
-        return self.each(lambda part: part.roll(by, dims=0))
+        """Give row i the delta of row i - by: the shuffled-condition control."""
+        return self.map(lambda part: part.roll(by, dims=0))
 
     def mean(self) -> LoraDelta:
-        """One delta for all rows, of mean factors: the mean-delta control."""
-        return self.each(lambda part: part.mean(0, keepdim=True))
+        """One delta for all rows, from the mean factors: the mean-delta control."""
+        return self.map(lambda part: part.mean(0, keepdim=True))
 
     def zeros_like(self) -> LoraDelta:
-        """A delta that changes nothing."""
-        return self.each(torch.zeros_like)
+        """A zero delta of the same shape."""
+        return self.map(torch.zeros_like)
 
     def detach(self) -> LoraDelta:
-        """The same without gradients."""
-        return self.each(Tensor.detach)
+        """A detached copy."""
+        return self.map(Tensor.detach)
 
     def dense(self, number: int, target: str) -> Tensor:
-        """The change of one linear layer as matrices [B, m, n], in at least float32."""
+        """The change ΔW [B, m, n] of one linear layer, in at least float32."""
         a, b = (part[:, number] for part in self.factors[target])
         wide = torch.promote_types(a.dtype, torch.float32)
         return self.scale * b.to(wide).transpose(1, 2) @ a.to(wide)
 
     def squares(self) -> Tensor:
-        """‖ΔW‖²_F of every row, block and target: [B, L, targets]; tr((A Aᵀ)(B Bᵀ)), so no ΔW is formed."""
+        """‖ΔW‖²_F of each row, block and target: [B, L, targets], as tr((A Aᵀ)(B Bᵀ)) without forming ΔW."""
         parts = []
         for a, b in self.factors.values():
             wide = torch.promote_types(a.dtype, torch.float32)
@@ -139,7 +139,7 @@ class LoraDelta:
         return torch.stack(parts, -1).clamp(min=0)
 
     def norms(self, base: Any) -> Tensor:
-        """‖ΔW‖_F / ‖W‖_F of every row, block and target: [B, L, targets]."""
+        """‖ΔW‖_F / ‖W‖_F of each row, block and target: [B, L, targets]."""
         weights = [
             torch.stack([torch.linalg.vector_norm(base.linear(number, target)) for target in self.factors])
             for number in range(self.shape[1])
@@ -147,8 +147,8 @@ class LoraDelta:
         return self.squares().sqrt() / torch.stack(weights)
 
     def to_lora(self, number: int) -> dict[str, Tensor]:
-        """The delta of one row as an ordinary LoRA: `h.{l}.{target}.lora_A` [r, n] and `lora_B` [m, r], scale
-        included."""
+        """The delta of one row as a plain LoRA: `h.{l}.{target}.lora_A` [r, n] and `lora_B` [m, r], including the
+        scale."""
         tensors = {}
         for target, (a, b) in self.factors.items():
             for block in range(self.shape[1]):

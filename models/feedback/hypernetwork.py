@@ -1,11 +1,11 @@
-"""A hypernetwork that reads a frozen base and writes a low-rank change of its weights for each sample.
+"""Hypernetwork that reads a frozen base and outputs a low-rank change of its weights for each sample.
 
-Each of L blocks carries a trunk x over the positions onward, and lets learned *weight tokens* read it; their rows are
-the factors of the change of one block of the base. Only those are computed: the trunk never reads the weight tokens.
+Each of L blocks updates a trunk x over the positions, and learned *weight tokens* attend to it; their outputs become
+the factors of the change of one block of the base. The trunk never attends to the weight tokens.
 
-gated readout:  n = rms(row);  A = A₀ + W_A n_A / √C;  B = B₀ + γ · W_B n_B;  ΔW = s · Bᵀ A  with B₀ = 0 and γ = 0 at
-the start, so that the first pass is the base itself, and A₀ random, so that B₀ and γ have gradients (Doc-to-LoRA).
-s is by scale_rule, α/√r for one. With a delta_norm_cap, B is scaled down where ‖ΔW‖_F is above delta_norm_cap · ‖W‖₂.
+gated readout:  n = rms(row);  A = A₀ + W_A n_A / √C;  B = B₀ + γ · W_B n_B;  ΔW = s · Bᵀ A.  Initially B₀ = 0 and
+γ = 0, so that the model starts as the base, and A₀ is random, so that B₀ and γ get gradients (Doc-to-LoRA). s follows
+scale_rule, e.g. α/√r. With delta_norm_cap, B is scaled down where ‖ΔW‖_F exceeds delta_norm_cap · ‖W‖₂.
 Shapes: B rows, T positions, D width, L blocks of the base, R = 2·targets·r weight tokens, C width of the base.
 """
 
@@ -30,7 +30,7 @@ from models.layers import CastedLinear, RotaryTables, line_positions
 
 
 class HyperBlock(nn.Module):
-    """One compile unit: x [B, T, D] -> (x for the next block, the rows [B, R, D] of its weight tokens)."""
+    """x [B, T, D] -> (x for the next block, outputs [B, R, D] of the weight tokens). One compile unit."""
 
     def __init__(self, size: int, heads: int, tokens: int, *, std: float, out_std: float, **options: Any) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class HyperBlock(nn.Module):
         self.mlp = FeedForward(size, std=std, out_std=out_std)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, place: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """place [D]: the embedding of the block of the base that is written for; the trunk does not carry it onward."""
-        there = x if place is None else x + place.to(x.dtype)
-        x = self.trunk(there, rope, mask)
+        """place [D]: embedding of the target block of the base; it is subtracted again from the trunk afterwards."""
+        placed = x if place is None else x + place.to(x.dtype)
+        x = self.trunk(placed, rope, mask)
         tokens = self.tokens.to(x.dtype).unsqueeze(0)
         rows = tokens + self.read.read(self.norm_tokens(tokens), self.norm_x(x), rope, mask)
         rows = rows + self.mlp(self.norm_mlp(rows), {})
@@ -87,13 +87,13 @@ class HyperNetwork(Adapter):
             self.double()
 
     def slot(self, number: int) -> int:
-        """The block of the base that the `number`-th applied block of the hypernetwork writes for."""
+        """Index of the base's block whose change the `number`-th applied block of the hypernetwork computes."""
         return self.shape.base.n_layer - 1 - number if self.config.feedback_reverse else number
 
     def make_delta(
         self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
     ) -> tuple[LoraDelta, Tensor | None]:
-        """(delta of B rows, penalty on its input-dependent part). Raises: ValueError for a base of another shape."""
+        """(delta for B rows, penalty on its input-dependent part). Raises: ValueError for a base of another shape."""
         self._check(base)
         x = self.reader(base, batch, seen, before)
         delta, size = self.readout(self.rows(x, batch.readable), base)
@@ -102,7 +102,7 @@ class HyperNetwork(Adapter):
         return delta, self.config.delta_l2 * size if self.config.delta_l2 else None
 
     def rows(self, x: Tensor, readable: Tensor) -> Tensor:
-        """x [B, T, D] -> the weight tokens' rows [B, L, R, D], by the block of the base that they are for."""
+        """x [B, T, D] -> outputs of the weight tokens [B, L, R, D], indexed by the base's block."""
         mask = key_mask(readable)
         cos, sin = self.rotary()
         rope = cos[: x.shape[1]], sin[: x.shape[1]]
@@ -117,41 +117,43 @@ class HyperNetwork(Adapter):
         return torch.stack(rows, 1)
 
     def change_flops(self, rows: int, length: int) -> float:
-        """Reading, the trunk, the weight tokens and their heads; x Aᵀ and (x Aᵀ) B. Tables and norms are left out."""
+        """FLOPs of reader, trunk, weight tokens and heads, and of x Aᵀ and (x Aᵀ) B; embeddings and norms excluded."""
         config, base = self.config, self.shape.base
         size, tokens = config.width(base)[0], 2 * len(config.targets) * config.lora_rank
-        x = length * (24 * size**2 + 4 * length * size + 4 * size**2)  # the trunk; what the tokens read of it
+        x = length * (
+            24 * size**2 + 4 * length * size + 4 * size**2
+        )  # the trunk, and its keys and values for the tokens
         rows_of_tokens = tokens * (8 * size**2 + 4 * (length + tokens) * size + 16 * size**2)
         heads = sum(
             2 * size * each.weight.shape[0] * config.lora_rank
             for each in self.readout.modules()
             if isinstance(each, CastedLinear)
         )
-        made = base.n_layer * (x + rows_of_tokens + heads) + 2 * length * base.n_embd * size
-        return float(rows * made) + config.flops(base, rows, length)
+        per_row = base.n_layer * (x + rows_of_tokens + heads) + 2 * length * base.n_embd * size
+        return float(rows * per_row) + config.flops(base, rows, length)
 
     def kept_flops(self, rows: int, length: int) -> float:
-        """With `accumulate`, of applying the change of an earlier pass once more."""
+        """FLOPs of applying the change of an earlier pass again, with `accumulate`."""
         return self.config.flops(self.shape.base, rows, length) if self.config.accumulate else 0.0
 
     def reading_flops(self, rows: int, length: int) -> float:
-        """Of the gradient on visible tokens: there and back through the blocks. Of the expected embedding: the head and
-        the way back through the token table."""
+        """FLOPs of the conditioning: for loss_gradient, a forward and backward pass through the blocks; for logits, the
+        head and the product with the token table."""
         base = self.shape.base
-        words = self.shape.text.rows(base.vocab_multiple)
-        body = base_flops(base, words, rows, length, head=False)
-        head = base_flops(base, words, rows, length) - body
+        vocab = self.shape.text.rows(base.vocab_multiple)
+        body = base_flops(base, vocab, rows, length, head=False)
+        head = base_flops(base, vocab, rows, length) - body
         return {"loss_gradient": 2 * body, "logits": 2 * head}.get(self.config.conditioning, 0.0)
 
     def static_delta(self, base: BaseLM) -> LoraDelta:
-        """The delta less its input-dependent part: one row. With `accumulate`, of all passes."""
-        one = whole = self.readout.static_delta(base)
+        """The delta without its input-dependent part, one row; with `accumulate`, summed over all passes."""
+        one = total = self.readout.static_delta(base)
         for _ in range(self.n_passes - 1 if self.config.accumulate else 0):
-            whole = self.readout.capped(whole.plus(one), base)
-        return whole
+            total = self.readout.capped(total.plus(one), base)
+        return total
 
     def gates(self) -> Tensor | None:
-        """[targets, L]; None of a raw readout."""
+        """The gates [targets, L]; None for a raw readout."""
         return getattr(self.readout, "gates", None)
 
     def blocks(self) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Transformer block whose linear layers a delta can change.
+"""Transformer block whose linear layers can be changed by a delta.
 
 Targets of a delta, by name: q, k, v, o (attention) and fc, proj (feed-forward).
 Shapes: B rows, T positions, S keys, C width, h heads, d head width.
@@ -22,31 +22,31 @@ Rope = tuple[Tensor, Tensor]
 
 
 class Change(Protocol):
-    """What a delta does to one linear layer."""
+    """The change of one linear layer by a delta."""
 
     def __call__(self, linear: CastedLinear, x: Tensor) -> Tensor:
-        """x [B, T, in] -> [B, T, out] of the changed layer."""
+        """Output [B, T, out] of the changed layer for x [B, T, in]."""
 
 
 Changes = Mapping[str, Change]
-"""The changes of one block by target; a target that is absent stays as it is."""
+"""The changes of one block by target; missing targets are unchanged."""
 
 
-def changed(linear: CastedLinear, x: Tensor, change: Change | None) -> Tensor:
-    """The linear layer, or what `change` makes of it."""
+def apply_change(linear: CastedLinear, x: Tensor, change: Change | None) -> Tensor:
+    """Apply the linear layer, with `change` if there is one."""
     y: Tensor = linear(x) if change is None else change(linear, x)
     return y
 
 
 def norm(size: int) -> LayerNorm:
-    """A layer norm without gain and bias."""
+    """Layer norm without gain and bias."""
     return LayerNorm(size, eps=EPS, gain=False, bias=False)
 
 
 def key_mask(real: Tensor | None) -> Tensor | None:
-    """real [B, S] bool -> [B, 1, 1, S]: which keys every query of a row sees.
+    """Attention mask [B, 1, 1, S] from real [B, S] bool, False for padding.
 
-    A row without any text sees its first position, since a softmax over nothing is not a number.
+    Rows without text keep their first position, since a softmax over no keys is NaN.
     """
     if real is None:
         return None
@@ -56,9 +56,9 @@ def key_mask(real: Tensor | None) -> Tensor | None:
 
 
 class Attention(nn.Module):
-    """Attention of queries [B, T, C] to keys and values made of [B, S, C], without biases.
+    """Multi-head attention without biases: queries [B, T, C] attend to [B, S, C].
 
-    `kind` as in models/layers/attention.py; the flash_attn package knows no padding and is refused.
+    `kind` as in models/layers/attention.py, except flash: the flash_attn package has no padding mask.
     """
 
     def __init__(self, size: int, heads: int, *, std: float, out_std: float, dropout: float, kind: str) -> None:
@@ -72,20 +72,20 @@ class Attention(nn.Module):
         self.o = CastedLinear(size, size, init_std=out_std)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, causal: bool, changes: Changes) -> Tensor:
-        """Self-attention. mask [B, 1, 1, T] bool; causal: a position sees none after it."""
-        query = self._split(changed(self.q, x, changes.get("q")))
-        key = self._split(changed(self.k, x, changes.get("k")))
-        value = self._split(changed(self.v, x, changes.get("v")))
+        """Self-attention of x [B, T, C]. mask [B, 1, 1, T] bool, True where a key is visible; causal: no later keys."""
+        query = self._split(apply_change(self.q, x, changes.get("q")))
+        key = self._split(apply_change(self.k, x, changes.get("k")))
+        value = self._split(apply_change(self.v, x, changes.get("v")))
         query, key = apply_rotary(query, *rope), apply_rotary(key, *rope)
-        # Under a causal mask the padding, which comes last, is hidden from all text already.
+        # Padding comes last, so the causal mask already hides it from the text.
         mixed = self._mix(query, key, value, None if causal else mask, causal)
-        return changed(self.o, mixed, changes.get("o"))
+        return apply_change(self.o, mixed, changes.get("o"))
 
     def read(self, queries: Tensor, x: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
-        """What `queries` [1, Q, C], the same for all rows, read of x [B, T, C] and of one another: [B, Q, C].
+        """Attend from `queries` [1, Q, C], shared by all rows, to x [B, T, C] and to each other -> [B, Q, C].
 
-        Only x has positions: a query stands at none, so the result does not depend on how much padding follows x.
-        mask [B, 1, 1, T] bool.
+        Only x has rotary positions, so the result does not depend on how much padding follows x. mask [B, 1, 1, T]
+        bool.
         """
         rows = x.shape[0]
         key = torch.cat((apply_rotary(self._split(self.k(x)), *rope), self._shared(self.k, queries, rows)), dim=1)
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         return x.view(*x.shape[:-1], self.heads, self.head_dim)  # [B, S, h, d]
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """[B, T, h, d], [B, S, h, d] twice -> [B, T, C]."""
+        """query [B, T, h, d], key and value [B, S, h, d] -> [B, T, C]."""
         q, k, v = (part.transpose(1, 2) for part in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         if self.kind != "math":
@@ -128,11 +128,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, changes: Changes) -> Tensor:
         """[..., C] -> [..., C]."""
-        return changed(self.proj, F.gelu(changed(self.fc, x, changes.get("fc"))), changes.get("proj"))
+        return apply_change(self.proj, F.gelu(apply_change(self.fc, x, changes.get("fc"))), changes.get("proj"))
 
 
 class Block(nn.Module):
-    """x <- x + attention(norm(x)); x <- x + mlp(norm(x)). [B, T, C] -> [B, T, C]. One compile unit."""
+    """Pre-norm block [B, T, C] -> [B, T, C]: x <- x + attention(norm(x)); x <- x + mlp(norm(x)). One compile unit."""
 
     def __init__(self, size: int, heads: int, *, std: float, out_std: float, dropout: float, kind: str) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""A base that repeats some of its blocks with a stable injection of what the loop started from.
+"""A base that loops some of its blocks, with a stable injection of the loop's input.
 
     e = prelude(x);  h = e;  loops times:  h <- exp(-Δ·exp(a)) ⊙ h + Δ ⊙ (B e),  h <- blocks(h);  coda(h)
 
-with Δ = softplus(b), so that the decay lies between 0 and 1 whatever is learned (the linear state-space form of stable
-looped models). At the start B = I, Δ = 1/2 and the decay is 1/2: the first repetition reads e itself.
+with Δ = softplus(b), so that the decay stays between 0 and 1 (the linear state-space form of stable looped models).
+Initially B = I, Δ = 1/2 and the decay is 1/2: the input of the first repetition is e itself.
 Shapes: B rows, T positions, C width.
 """
 
@@ -21,11 +21,11 @@ from models.feedback.config import LoopedConfig, TextShape
 from models.feedback.layers import Rope
 from models.layers import cast_linear
 
-_STEP = 0.5  # Δ at the start; the decay is 1 - Δ there
+_STEP = 0.5  # initial Δ; the initial decay is 1 - Δ
 
 
 class Injection(nn.Module):
-    """h, e [B, T, C] -> exp(-Δ·exp(a)) ⊙ h + Δ ⊙ (B e). None of its parameters should be decayed."""
+    """h, e [B, T, C] -> exp(-Δ·exp(a)) ⊙ h + Δ ⊙ (B e). Its parameters should have no weight decay."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -49,7 +49,8 @@ class LoopedLM(BaseLM):
         self.injection = Injection(config.n_embd).to(self.wte.embedding_weight)
 
     def stream(self, x: Tensor, rope: Rope, mask: Tensor | None, delta: Delta | None) -> list[Tensor]:
-        """The residual stream before the first block and after the last application of each: L + 1 times [B, T, C]."""
+        """The residual stream [B, T, C] before the first block and after the last application of each: L + 1
+        tensors."""
         config = self.config
         states, end = [x], config.loop_start + config.loop_layers
         for number in range(config.loop_start):

@@ -1,7 +1,7 @@
-"""From the rows of the weight tokens to the factors of a delta.
+"""Turn the outputs of the weight tokens ("rows") into the factors of a delta.
 
-Rows [B, L, R, D] are in the order of targets, within each first r of A and then r of B (R = 2·targets·r).
-Shapes: B rows of the batch, L blocks, r rank, D width of the hypernetwork, n and m input and output width of a target.
+Rows [B, L, R, D] are ordered by target, each with r rows of A and then r of B (R = 2·targets·r).
+Shapes: B batch rows, L blocks, r rank, D width of the hypernetwork, n and m input and output width of a target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EPS = 1e-5
 
 
 class RawReadout(nn.Module):
-    """The rows are the factors, unscaled. For comparison: training with it may diverge, the more so the larger r is."""
+    """Uses the rows as factors, unscaled. For comparison only: training may diverge, more likely for larger r."""
 
     def __init__(self, config: HyperConfig, shape: AdapterShape, size: int) -> None:
         super().__init__()
@@ -38,20 +38,20 @@ class RawReadout(nn.Module):
         return LoraDelta(factors, form=self.config.lora_apply), rows.square().mean()
 
     def capped(self, delta: LoraDelta, base: BaseLM) -> LoraDelta:
-        """The delta as it is: a bare readout has no cap."""
+        """The delta unchanged: a raw readout has no cap."""
         return delta
 
     def static_delta(self, base: BaseLM) -> LoraDelta:
-        """Nothing is static here."""
+        """A zero delta: nothing is static here."""
         device = next(iter(self.buffers()), torch.empty(0)).device
         zero = torch.zeros(1, self.blocks, self.config.lora_rank, self.size, device=device)
         return LoraDelta({name: (zero, zero) for name in self.config.targets}, form=self.config.lora_apply)
 
 
 class GatedReadout(nn.Module):
-    """A = A₀ + W_A n_A / √n and B = B₀ + γ · W_B n_B with n_A, n_B normed rows; γ one gate for each block and target.
+    """A = A₀ + W_A n_A / √n and B = B₀ + γ · W_B n_B with normed rows n_A, n_B and one gate γ per block and target.
 
-    W_A and W_B, which all blocks share, are the identity where a target's width is that of the hypernetwork.
+    W_A and W_B are shared by all blocks, and the identity if a target has the width of the hypernetwork.
     """
 
     def __init__(self, config: HyperConfig, shape: AdapterShape, size: int) -> None:
@@ -70,7 +70,7 @@ class GatedReadout(nn.Module):
                     self.heads[f"{target}_{side}"] = CastedLinear(size, width)
 
     def forward(self, rows: Tensor, base: BaseLM) -> tuple[LoraDelta, Tensor]:
-        """(delta, mean square of the input-dependent parts of A and of B, added)."""
+        """(delta, summed mean squares of the input-dependent parts of A and B)."""
         n = rms_norm(rows.to(torch.promote_types(rows.dtype, torch.float32)), _EPS)
         targets, rank = self.config.targets, self.config.lora_rank
         parts = n.unflatten(2, (len(targets), 2, rank)).unbind(2)  # each [B, L, 2, r, D]
@@ -85,7 +85,7 @@ class GatedReadout(nn.Module):
         return self.capped(self._delta(factors), base), size
 
     def static_delta(self, base: BaseLM) -> LoraDelta:
-        """A₀ and B₀ alone: one row."""
+        """The delta of A₀ and B₀ alone, with one row."""
         factors = {str(t): (self.static_a[t].unsqueeze(0), self.static_b[t].unsqueeze(0)) for t in self.config.targets}
         return self.capped(self._delta(factors), base)
 
@@ -97,14 +97,14 @@ class GatedReadout(nn.Module):
         return self.heads[name](x) if name in self.heads else x
 
     def capped(self, delta: LoraDelta, base: BaseLM) -> LoraDelta:
-        """The delta with ‖ΔW‖_F at most delta_norm_cap · ‖W‖₂ in every row, block and target. Where it is no more than
-        that anyway, nothing changes, bit for bit."""
+        """Scale the delta so that ‖ΔW‖_F is at most delta_norm_cap · ‖W‖₂ in every row, block and target. Smaller
+        deltas are bit-identical."""
         if self.config.delta_norm_cap is None:
             return delta
         squares, capped = delta.squares(), {}  # [B, L, targets]
         for number, (target, (a, b)) in enumerate(delta.factors.items()):
             limit = (self.config.delta_norm_cap * base.spectral_norms(target)).square().to(squares.dtype)
-            # By the squares: the root of a norm has no derivative at 0, where every delta begins.
-            shrunk = limit / torch.maximum(squares[..., number], limit)
-            capped[target] = a, b * shrunk.sqrt()[..., None, None]
+            # Squares, since the square root has no derivative at 0, where every delta starts.
+            factor = limit / torch.maximum(squares[..., number], limit)
+            capped[target] = a, b * factor.sqrt()[..., None, None]
         return replace(delta, factors=capped)

@@ -1,4 +1,4 @@
-"""The baseline of every hypernetwork: a LoRA, the same for all samples. L blocks, r rank, n and m widths."""
+"""Static LoRA, the same for all samples: the baseline for hypernetworks. L blocks, r rank, n and m widths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.feedback.delta import LoraDelta
 
 
 class StaticLora(Adapter):
-    """A [L, r, n] random and B [L, r, m] zero for each target (LoRA, arXiv 2106.09685)."""
+    """One LoRA (arXiv 2106.09685) for all samples: per target A [L, r, n], random, and B [L, r, m], zero."""
 
     Config: ClassVar = StaticLoraConfig
 
@@ -33,15 +33,15 @@ class StaticLora(Adapter):
     def make_delta(
         self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
     ) -> tuple[LoraDelta, Tensor | None]:
-        """(the delta, one row; no penalty)."""
+        """(the delta with one row, no penalty)."""
         return self.static_delta(base), None
 
     def change_flops(self, rows: int, length: int) -> float:
-        """x Aᵀ and (x Aᵀ) B."""
+        """FLOPs of x Aᵀ and (x Aᵀ) B."""
         return self.config.flops(self.shape.base, rows, length)
 
     def static_delta(self, base: BaseLM) -> LoraDelta:
-        """The delta: one row."""
+        """The delta, with one row."""
         factors = {
             str(target): (self.a[target].unsqueeze(0), self.b[target].unsqueeze(0)) for target in self.config.targets
         }

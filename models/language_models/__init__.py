@@ -1,1 +1,1 @@
-"""GPT-style language models: one configurable class, the weights of GPT-2, the key-value cache."""
+"""GPT-style language models: one configurable class, GPT-2 weights, KV cache."""

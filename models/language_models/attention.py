@@ -1,4 +1,4 @@
-"""Causal self-attention: torch's fused kernels for plain softmax, written-out scores for the variants.
+"""Causal self-attention: torch's fused kernels for plain softmax, explicit scores for the variants.
 
 Shapes: B rows, T queries, S keys, D width, h query heads, g key and value heads, d head width.
 """
@@ -21,10 +21,10 @@ Rope = tuple[Tensor, Tensor] | None
 
 
 class CausalSelfAttention(nn.Module):
-    """[B, T, D] -> [B, T, D]. `qkv` [(h + 2g)·d, D]: rows of all q heads, all k heads, all v heads; `proj` [D, h·d].
+    """[B, T, D] -> [B, T, D]. `qkv` [(h + 2g)·d, D] stacks all q heads, all k heads, all v heads; `proj` is [D, h·d].
 
-    kind: "auto" and "sdpa" use torch's fused kernels where the variant allows, "math" never, "flash" the flash_attn
-    package for training. Raises ValueError for flash with a variant that it cannot compute.
+    kind: "auto" and "sdpa" use torch's fused kernels if the variant allows, "math" never, "flash" the flash_attn
+    package (without a cache). Raises ValueError for flash with an unsupported softmax variant.
     """
 
     def __init__(self, config: GPTConfig, *, kind: str = "auto") -> None:
@@ -56,13 +56,10 @@ class CausalSelfAttention(nn.Module):
         extra: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """mask [T, S] bool, True where a key is visible; None: all keys before the query, and the query itself.
-
-        extra [B, T, g, d] is added to the values.
-        """
+        """mask [T, S] bool, True where a key is visible; None: causal. extra [B, T, g, d] is added to the values."""
         rows, length, _ = x.shape
         qkv = self.qkv(x).view(rows, length, -1, self.head_dim)
-        qk, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)  # one rotation serves q and k
+        qk, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)  # one rotation for q and k
         if rope is not None:
             qk = _rotate(qk, rope, self.rotary_length)
         if self.use_qk_norm:
@@ -85,7 +82,7 @@ class CausalSelfAttention(nn.Module):
         return out
 
     def needs_mask(self, length: int, start: int) -> bool:
-        """Whether `forward` wants a mask for `length` queries after `start` cached positions."""
+        """Whether `forward` needs a mask for `length` queries after `start` cached positions."""
         return not self.fused or self.window is not None or (length > 1 and start > 0)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -98,8 +95,7 @@ class CausalSelfAttention(nn.Module):
                 value,
                 attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=mask is None
-                and bool(query.shape[2] > 1),  # torch.export has lengths that are not of type int
+                is_causal=mask is None and bool(query.shape[2] > 1),  # under torch.export the length is not an int
                 scale=self.scale,
                 enable_gqa=self.kv_heads != self.heads,
             )
@@ -110,14 +106,14 @@ class CausalSelfAttention(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
-        seen = mask.sum(-1, keepdim=True).to(scores.dtype)
-        weights = self.weighting(scores.masked_fill(~mask, -math.inf), seen).to(value.dtype)
+        visible = mask.sum(-1, keepdim=True).to(scores.dtype)
+        weights = self.weighting(scores.masked_fill(~mask, -math.inf), visible).to(value.dtype)
         weights = F.dropout(weights, dropout, self.training).unflatten(1, (self.kv_heads, shared))
         mixed: Tensor = (weights @ value.unsqueeze(2)).flatten(1, 2)
         return mixed
 
     def _flash_mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[B, T, h, d], [B, T, g, d] twice -> [B, T, h, d]."""
+        """query [B, T, h, d], key and value [B, T, g, d] -> [B, T, h, d]."""
         assert self._flash is not None
         window = (-1 if self.window is None else self.window - 1, 0)
         dropout = self.dropout if self.training else 0.0
@@ -127,7 +123,7 @@ class CausalSelfAttention(nn.Module):
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor], length: int) -> Tensor:
-    """Turn the first `length` numbers of each head of x [B, T, heads, d]."""
+    """Rotate the first `length` channels of each head of x [B, T, heads, d]."""
     if length == x.shape[-1]:
         return apply_rotary(x, *rope)
     return torch.cat((apply_rotary(x[..., :length], *rope), x[..., length:]), dim=-1)

@@ -1,4 +1,4 @@
-"""One transformer block: where the norms stand, which weights are borrowed, what is mixed into the input.
+"""One transformer block: norm placement, shared weights, value embeddings, residual scalars.
 
 Shapes: B rows, T tokens, D width, g key and value heads, d head width.
 """
@@ -19,18 +19,18 @@ from models.language_models.norm import make_norm
 from models.layers import CastedEmbedding
 
 Streams = tuple[tuple[int, Tensor], ...]
-"""(number of the vocabulary, ids [B, T]) of each stream that is read."""
+"""(index of the vocabulary, ids [B, T]) for each stream of the input."""
 
-_GATE_INPUTS, _GATE_PEAK = 12, 3.0  # nanochat's
+_GATE_INPUTS, _GATE_PEAK = 12, 3.0  # as in nanochat
 
 
 class TokenTables(nn.Module):
-    """One table per stream; the rows of all streams are summed. ids [B, T] each -> [B, T, size]."""
+    """One embedding table per stream: ids [B, T] each -> [B, T, size], summed over streams."""
 
     def __init__(self, shape: LMShape, size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.tables = nn.ModuleList(
-            CastedEmbedding(words, size, init_std=0.0, cast_to=dtype) for words in shape.vocab_sizes
+            CastedEmbedding(vocab, size, init_std=0.0, cast_to=dtype) for vocab in shape.vocab_sizes
         )
 
     def forward(self, streams: Streams) -> Tensor:
@@ -42,7 +42,7 @@ class TokenTables(nn.Module):
 
 
 class ValueEmbedding(nn.Module):
-    """Token embedding for the values, [B, T, g, d]: 3·sigmoid(W x[:12]) per key-value head times the token's row."""
+    """Gated token embedding to add to the values, [B, T, g, d]: 3·sigmoid(W x[:12]) per KV head times the embedding."""
 
     def __init__(self, config: GPTConfig, shape: LMShape, dtype: torch.dtype) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class ValueEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """[B, T, D] -> [B, T, D]. One compile unit.
+    """Transformer block [B, T, D] -> [B, T, D]. One compile unit.
 
-    `attn` and `mlp` given as modules of another block are borrowed: used, but not registered here, so that every
-    weight has one name.
+    `attn` and `mlp`, if given, are shared with another block: used but not registered here, so that every weight has
+    one name.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Block(nn.Module):
         if attn is None:
             self.attn = CausalSelfAttention(config, kind=kind)
         else:
-            self.__dict__["attn"] = attn  # past nn.Module's registration
+            self.__dict__["attn"] = attn  # bypasses nn.Module's registration
         if mlp is None:
             self.mlp = MLP(config)
         else:
@@ -102,24 +102,24 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """first [B, T, D] is the embedded input, which `residual_scalars` mixes in again."""
+        """first [B, T, D]: the embedded input, which `residual_scalars` mixes in again."""
 
         def attend(h: Tensor) -> Tensor:
             extra = None if self.values is None else self.values(streams, h)
             return self._drop(self.attn(h, rope, mask, extra, cache))
 
-        def think(h: Tensor) -> Tensor:
+        def feed_forward(h: Tensor) -> Tensor:
             return self._drop(self.mlp(h))
 
         if self.residual is not None:
             keep, skip = self.residual.to(x.dtype)
             x = torch.addcmul(keep * x, skip, first)
         if self.parallel:
-            return self._add(x, lambda h: attend(h) + think(h), 0)
-        return self._add(self._add(x, attend, 0), think, 1)
+            return self._add(x, lambda h: attend(h) + feed_forward(h), 0)
+        return self._add(self._add(x, attend, 0), feed_forward, 1)
 
     def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], number: int) -> Tensor:
-        """The residual sum with the norms of branch `number` where the placement has them."""
+        """Residual connection with the norms of branch `number`, by the norm placement."""
         match self.placement:
             case "pre":
                 return x + branch(self.norms_in[number](x))

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens read so far, so that the next token costs one position.
+"""KV cache: keys and values of the tokens read so far, so that the next token costs one position.
 
 Shapes: L blocks, B rows, g key and value heads, S positions (block_size), d head width.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 @dataclass
 class LayerCache:
-    """One block's keys and values [B, g, S, d] (already rotated and normalised); `start` of S are filled."""
+    """Keys and values [B, g, S, d] of one block (already rotated and normalised); the first `start` are filled."""
 
     keys: Tensor
     values: Tensor
     start: int
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [B, g, T, d] at `start`; gives all start + T positions."""
+        """Append [B, g, T, d] at `start`; returns all start + T positions."""
         end = self.start + key.shape[2]
         self.keys[:, :, self.start : end] = key
         self.values[:, :, self.start : end] = value
@@ -28,7 +28,7 @@ class LayerCache:
 
 
 class KVCache:
-    """Preallocated for `rows` rows and `block_size` positions; `length` positions are filled in every block."""
+    """KV cache of all blocks, preallocated for `rows` rows and `size` positions; the first `length` are filled."""
 
     def __init__(
         self, *, layers: int, rows: int, heads: int, size: int, head_dim: int, dtype: torch.dtype, device: torch.device
@@ -38,8 +38,8 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.size, self.length = size, 0
         self.tokens: Tensor | None = None
-        """What `GPT.step` has read and still remembers, [B, ...]."""
+        """Tokens in the cache, [B, ...]; kept by `GPT.step`."""
 
     def layer(self, index: int) -> LayerCache:
-        """The view of block `index`."""
+        """View of block `index`."""
         return LayerCache(self.keys[index], self.values[index], self.length)

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the GPT family. The defaults are nanoGPT's block; every variation is one field."""
+"""Hyper-parameters of the GPT family. The defaults are nanoGPT's; every variation is one field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sharing = Literal["none", "repeat", "cycle", "mirror"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 SWIGLU_MULTIPLE = 8
-# beyond these lies a slip of the pen that would build for hours
+# larger values are surely typos, and would build for hours
 _MOST_LAYERS = 1000
 _MOST_HEADS = 65536
 _NO_NORM = Inert("arch.norm_variant=identity", "arch.norm_variant=identity: there is no norm")
@@ -29,7 +29,7 @@ _ONE_LAYER = Inert("arch.n_layer=1", "arch.n_layer=1: nothing to share with")
 
 @dataclass(frozen=True)
 class LMShape:
-    """What the data fix about a model: the vocabulary of each stream. One stream is an ordinary language model."""
+    """Vocabulary size of each stream of the data. One stream is an ordinary language model."""
 
     vocab_sizes: tuple[int, ...]
 
@@ -40,7 +40,7 @@ class LMShape:
 
 @dataclass(kw_only=True)
 class GPTConfig:
-    """Raises ValueError for values that cannot be built; the text names the override to change."""
+    """Keys of a GPT. Raises ValueError for invalid values; the message names the override."""
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
         (
@@ -53,7 +53,7 @@ class GPTConfig:
             "zero_init_proj",
         )
     )
-    """Keys that another training may choose anew: the weights fit all the same."""
+    """Keys that another training may change: the weights still fit."""
 
     n_layer: Annotated[int, Range(1, _MOST_LAYERS)] = 6
     """Blocks L."""
@@ -188,7 +188,7 @@ class GPTConfig:
         )
 
     def _check_pairs(self) -> None:
-        """Refuse fields that would do nothing beside another one."""
+        """Reject fields that have no effect in combination with others."""
         self._check("use_qk_norm_scale", self.use_qk_norm or not self.use_qk_norm_scale, "needs arch.use_qk_norm=true")
         self._check("qk_norm_gain", self.use_qk_norm or self.qk_norm_gain == 1.0, "needs arch.use_qk_norm=true")
         self._check(
@@ -213,7 +213,7 @@ class GPTConfig:
 
     @property
     def head_dim(self) -> int:
-        """d, numbers per head."""
+        """d, channels per head."""
         return self.n_embd // self.n_head
 
     @property
@@ -223,7 +223,7 @@ class GPTConfig:
 
     @property
     def rotary_length(self) -> int:
-        """Numbers of a head that rotary positions turn."""
+        """Channels of a head that are rotated."""
         return self.rope_length if self.rope_length is not None else max(self.head_dim, 2)
 
     @property
@@ -235,7 +235,7 @@ class GPTConfig:
         return max(1, round(width))
 
     def shared_index(self, sharing: Sharing, layer: int) -> int:
-        """Which set of weights block `layer` uses; sets are numbered from 0 in order of first use."""
+        """Index of the weight set that block `layer` uses, numbered in order of first use."""
         if sharing == "none":
             return layer
         if sharing == "cycle":
@@ -247,7 +247,7 @@ class GPTConfig:
         return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
 
     def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
-        """The dtype of activations; `auto` is used for forward_dtype=auto."""
+        """Dtype of the activations; `auto` if forward_dtype=auto."""
         import torch
 
         return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)

@@ -1,4 +1,4 @@
-"""Sizes and config.json of GPT-2, in Hugging Face's names and ours. Needs no torch: commands are read with it."""
+"""Sizes and config.json of GPT-2, in Hugging Face's names and ours. Needs no torch: command parsing imports it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ACTIVATIONS = {  # ours -> transformers'
 
 
 def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """arch.* values that rebuild a GPT-2 from its config.json (`n_layer`, `n_head`, `n_embd`, `n_positions`, ...).
+    """arch.* values for a GPT-2 with this config.json (`n_layer`, `n_head`, `n_embd`, `n_positions`, ...).
 
-    Raises ValueError for a variant that the mapping does not cover.
+    Raises ValueError for unsupported variants.
     """
     activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
     activation = hf_config.get("activation_function", "gelu_new")

@@ -1,6 +1,6 @@
-"""A GPT-2 in a folder of transformers' format: config.json and weights, whole or in shards that an index names.
+"""Read a GPT-2 from a folder in transformers' format: config.json and weights, in one file or in shards with an index.
 
-Needs torch only to read weights: commands are read with the rest.
+Imports torch only to read weights, so that commands parse without it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Files that hold the weights, or list the files that do."""
+"""Weight files, and index files that list the shards."""
 
 
 def gpt2_folder(kind: str) -> Path | None:
-    """The folder `kind` names, if it has a config.json and weights; a folder that merely is called gpt2 is none."""
+    """`kind` as a folder if it has a config.json and weights, else None (e.g. for an unrelated folder named gpt2)."""
     folder = Path(os.path.expanduser(kind))
     complete = (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHTS)
     return folder if complete else None
 
 
 def read_gpt2(folder: Path) -> dict[str, Tensor]:
-    """The state dict. Raises: ValueError that names a missing or damaged file."""
+    """Read the state dict. Raises: ValueError that names a missing or damaged file."""
     name = next((name for name in WEIGHTS if (folder / name).exists()), None)
     if name is None:
         shards = sorted(path.name for path in folder.glob("*-of-*.*"))
@@ -45,7 +45,7 @@ def read_gpt2(folder: Path) -> dict[str, Tensor]:
 
 
 def _shards(index: Path) -> list[str]:
-    """Names of the files in an index. Raises: ValueError for a damaged one, or one that leads out of the folder."""
+    """The shards listed in an index. Raises: ValueError if it is damaged or points outside the folder."""
     try:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
         shards = sorted(set(content["weight_map"].values()))
@@ -64,12 +64,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        if not path.is_file():  # a pipe would hold us up
+        if not path.is_file():  # a pipe would block
             raise OSError("not a file")
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's error for a damaged file depends on where the damage is
+    except Exception as error:  # the type of torch's error depends on where the file is damaged
         raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()

@@ -1,7 +1,7 @@
-"""The weights of GPT-2: Hugging Face's and nanoGPT's names and layouts <-> ours. Pure functions on state dicts.
+"""Convert GPT-2 weights between Hugging Face's or nanoGPT's names and layouts and ours. Pure functions on state dicts.
 
-Hugging Face stores four matrices of each block transposed (`Conv1D`, [in, out]); nanoGPT uses the same names with
-[out, in]. Both keep the tied head a second time as `lm_head.weight`.
+Hugging Face stores four matrices per block transposed (`Conv1D`, [in, out]); nanoGPT uses the same names with [out,
+in]. Both store the tied head a second time as `lm_head.weight`.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ _BLOCK = {  # theirs -> ours, within a block
     "mlp.c_proj": "mlp.proj",
 }
 _WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_SPARE_WORDS = 1024  # Megatron pads 50,257 to 51,200; a table with more rows is that of another vocabulary
+_MAX_PADDING = 1024  # Megatron pads 50,257 rows to 51,200; more extra rows mean another vocabulary
 _MATRICES = {ours for theirs, ours in _BLOCK.items() if ".c_" in theirs}
-_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # the causal mask that old files carry: no weight
-_PREFIXES = re.compile(r"^((_orig_mod|module|transformer)\.)+")  # of torch.compile, DataParallel, and their class
+_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # causal masks in old files, not weights
+_PREFIXES = re.compile(r"^((_orig_mod|module|transformer)\.)+")  # of torch.compile, DataParallel, and the HF class
 
 
 def from_gpt2(
     theirs: Mapping[str, Tensor], config: GPTConfig, shape: LMShape, *, conv1d: bool = True
 ) -> dict[str, Tensor]:
-    """A GPT-2 state dict as one of ours, for `load_state_dict`; `conv1d=False` reads nanoGPT's layout.
+    """Convert a GPT-2 state dict to ours, for `load_state_dict`; `conv1d=False` reads nanoGPT's layout.
 
-    A position table longer than block_size is cut to its first rows, and so is a token table with some rows beyond the
-    vocabulary (padding, added tokens). A model without biases (nanoGPT's bias=False) maps to one. Raises ValueError
-    that lists what is missing, left over, or of another shape.
+    A position table longer than block_size is cut to its first rows, and so is a token table with extra rows (padding,
+    added tokens). Biases are expected only with `config.bias` (nanoGPT's bias=False). Raises ValueError that lists
+    missing, unexpected or misshapen tensors.
     """
     _check_mappable(config, shape)
-    given: dict[str, Tensor] = {}
+    bare: dict[str, Tensor] = {}
     mapped, problems = {}, []
     for name, numbers in theirs.items():
         if _MASKS.search(name):
             continue
-        if fault := "is there twice" if _bare(name) in given else _unusable(numbers):
+        if fault := "is there twice" if _bare(name) in bare else _unusable(numbers):
             problems.append(f"{name} {fault}")
-        given[_bare(name)] = numbers
+        bare[_bare(name)] = numbers
     if problems:
         raise ValueError(f"not the weights of a GPT-2: {_first(problems)}")
-    words = given.get("wte.weight")
-    head = given.pop("lm_head.weight") if "lm_head.weight" in given else None
-    if head is not None and words is not None and not head.equal(words):
+    tokens = bare.get("wte.weight")
+    head = bare.pop("lm_head.weight") if "lm_head.weight" in bare else None
+    if head is not None and tokens is not None and not head.equal(tokens):
         problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
     for name, (source, expected) in _expected(config, shape, biases=config.bias).items():
-        tensor = given.pop(source, None)
+        tensor = bare.pop(source, None)
         if tensor is None:
             problems.append(f"{source} is missing")
             continue
@@ -68,20 +68,20 @@ def from_gpt2(
             continue
         if conv1d and _is_matrix(name):
             tensor = tensor.t()
-        if name == _WPE or (name == _WTE and len(tensor) - expected[0] <= _SPARE_WORDS):
+        if name == _WPE or (name == _WTE and len(tensor) - expected[0] <= _MAX_PADDING):
             tensor = tensor[: expected[0]]
         if tuple(tensor.shape) != expected:
             problems.append(f"{source} is {list(tensor.shape)}, expected {list(expected)}")
         mapped[name] = tensor.contiguous()
-    problems += [f"{name} is not known" for name in given]
+    problems += [f"{name} is not known" for name in bare]
     if problems:
         raise ValueError(f"not the weights of this GPT-2: {_first(problems)}")
     return mapped
 
 
 def _unusable(tensor: Tensor) -> str:
-    """Why these numbers cannot be weights, or "". A copy would take them silently: quantised ones without their scale,
-    complex ones without their imaginary part.
+    """Why this tensor cannot be a weight, or "". `copy_` would silently accept quantised tensors without their scale
+    and complex ones without their imaginary part.
     """
     if tensor.dtype not in _WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
         kind = "empty" if tensor.is_meta else str(tensor.dtype if tensor.layout == torch.strided else tensor.layout)
@@ -132,19 +132,19 @@ def to_gpt2(ours: Mapping[str, Tensor], config: GPTConfig, shape: LMShape) -> di
     Missing biases become zeros; the tied head is left out, as transformers does. Raises ValueError as `gpt2_config`.
     """
     _check_mappable(config, shape)
-    made = {}
+    theirs = {}
     for name, (target, _) in _expected(config, shape, biases=True).items():
         tensor = ours.get(name)
         if tensor is None:  # GPT-2 has biases everywhere
             weight = ours[name.removesuffix("bias") + "weight"]
             tensor = weight.new_zeros(weight.shape[0])
         tensor = tensor.t() if _is_matrix(name) else tensor
-        made[f"transformer.{target}"] = tensor.detach().to("cpu", torch.float32).contiguous()
-    return made
+        theirs[f"transformer.{target}"] = tensor.detach().to("cpu", torch.float32).contiguous()
+    return theirs
 
 
 def _check_mappable(config: GPTConfig, shape: LMShape) -> None:
-    """Raises ValueError that names the first arch.* value with which a model is not a GPT-2, or its streams."""
+    """Raises ValueError that names the first arch.* value that GPT-2 does not support, or several streams."""
     if len(shape.vocab_sizes) > 1:
         raise ValueError(f"{len(shape.vocab_sizes)} vocabularies (multicontext, multidataset_wte): GPT-2 has one")
     free = {
@@ -174,7 +174,7 @@ def _check_mappable(config: GPTConfig, shape: LMShape) -> None:
 
 
 def _expected(config: GPTConfig, shape: LMShape, *, biases: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Our name -> (bare name of theirs, our shape)."""
+    """Our name -> (their name without prefix, our shape)."""
     size, inner = config.n_embd, config.inner_size
     outs = {"attn.qkv": (3 * size, size), "attn.proj": (size, size), "mlp.fc": (inner, size), "mlp.proj": (size, inner)}
     table: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -1,4 +1,4 @@
-"""Feed-forward layers. Shapes: [..., D] -> [..., D] through the inner width I."""
+"""Feed-forward layers, [..., D] -> [..., D] with inner width I."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from models.layers.mlp import gated_silu
 
 
 class _SquaredRelu(torch.autograd.Function):
-    """relu(x)²; one tensor kept and two passes backward, where the composed operations take five."""
+    """relu(x)², saving one tensor and with two backward passes over memory, where autograd takes five."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         positive = torch.relu(x)
         ctx.save_for_backward(positive)
-        return positive * positive  # aten::pow, behind square, is several times slower on a CPU
+        return positive * positive  # Tensor.square calls aten::pow, several times slower on a CPU
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""nanoGPT's checkpoints (`ckpt.pt`): opened without running code, checked against an architecture of ours, renamed.
+"""Read nanoGPT checkpoints (`ckpt.pt`) without running code, check them against our config, and rename the weights.
 
-The file is a dict with `model_args` (sizes) and `model` (GPT-2's names, [out, in] layout, `_orig_mod.` before each name
-where the run was compiled). Everything else in it (optimizer, iteration, config) is left alone.
+The file is a dict with `model_args` (sizes) and `model` (GPT-2's names, [out, in] layout, prefixed with `_orig_mod.` if
+the run was compiled). Everything else in it (optimizer, iteration, config) is ignored.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _PADDING = 64  # nanoGPT rounds a vocabulary up to a multiple of it (50257 -> 50
 
 
 def read_nanogpt(path: str | Path) -> dict[str, Any]:
-    """The checkpoint as a dict with `model_args` and `model`, on the CPU.
+    """Load a checkpoint, a dict with `model_args` and `model`, to the CPU.
 
-    Raises ValueError, in one line, for a file that cannot be read, that holds more than tensors and plain values (such
-    a file may run code, so it is not opened), or that is not a checkpoint of nanoGPT.
+    Raises ValueError, in one line, for a file that cannot be read, that contains more than tensors and plain values
+    (which could run code), or that is not a nanoGPT checkpoint.
     """
-    if not Path(path).is_file():  # a pipe would hold us up
+    if not Path(path).is_file():  # a pipe would block
         raise ValueError("it is not there" if not Path(path).exists() else "it is not a regular file")
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -36,7 +36,7 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
         raise ValueError("it is damaged, or holds more than tensors and plain values, which may run code") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from None
-    except Exception:  # torch's error for a damaged file depends on where the damage is
+    except Exception:  # the type of torch's error depends on where the file is damaged
         raise ValueError("it is damaged or cut short") from None
     parts = [loaded.get(key) if isinstance(loaded, dict) else None for key in ("model_args", "model")]
     if not all(isinstance(part, dict) for part in parts):
@@ -51,14 +51,14 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
 
 
 def from_nanogpt(checkpoint: dict[str, Any], config: GPTConfig, shape: LMShape) -> dict[str, Tensor]:
-    """Its weights as a state dict of ours. Rows that only round the vocabulary up to a multiple of 64 are cut off.
+    """Convert the weights to our state dict. Rows that pad the vocabulary to a multiple of 64 are cut off.
 
-    Raises ValueError that names the arch.* values with which it was trained where they are others than `config`'s.
+    Raises ValueError with the arch.* values of the checkpoint that differ from `config`.
     """
     args, weights = checkpoint["model_args"], dict(checkpoint["model"])
     trained = {name: args.get(name) for name in ("n_layer", "n_head", "n_embd")} | {"bias": args.get("bias", True)}
     others = [f"arch.{name}={value}" for name, value in trained.items() if getattr(config, name) != value]
-    if config.block_size > args["block_size"]:  # a longer table is cut
+    if config.block_size > args["block_size"]:  # a longer position table is cut
         others.append(f"arch.block_size={args['block_size']}")
     if others:
         raise ValueError(f"it was trained with {' '.join(others)}: set the same")

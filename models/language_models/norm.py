@@ -1,4 +1,4 @@
-"""Norms over the last axis, computed in at least float32; shape and dtype of the input are kept."""
+"""Norms over the last axis, computed in at least float32; shape and dtype are those of the input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from models.language_models.config import GPTConfig
 from models.layers import rms_norm
 
-_DYT_ALPHA = 0.5  # the paper's start
+_DYT_ALPHA = 0.5  # initial value in the paper
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps), times a gain, plus a bias where there is one."""
+    """(x - mean) / sqrt(var + eps), with optional gain and bias."""
 
     def __init__(self, size: int, *, eps: float, gain: bool, bias: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps), times a gain where there is one (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps), with optional gain (Zhang and Sennrich 2019)."""
 
     def __init__(self, size: int, *, eps: float, gain: bool) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
 
 class DynamicTanh(nn.Module):
-    """gain · tanh(α x) + bias with one learned α: a norm without statistics (Zhu et al. 2025, arXiv 2503.10622)."""
+    """Dynamic tanh: gain · tanh(α x) + bias with a learned scalar α (Zhu et al. 2025, arXiv 2503.10622)."""
 
     def __init__(self, size: int, *, gain: bool, bias: bool) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ NORMS = (LayerNorm, RMSNorm, DynamicTanh)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
-    """The norm that the config names, for the width of the model."""
+    """The norm given by `norm_variant`, of the model's width."""
     size, gain = config.n_embd, config.norm_gain
     match config.norm_variant:
         case "layernorm":

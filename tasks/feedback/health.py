@@ -48,7 +48,7 @@ class LayerHealth:
 def layer_health(delta: LoraDelta, base: BaseLM) -> list[LayerHealth]:
     """Block by block; the targets in the order of the delta."""
     ratios = delta.norms(base).mean(0)  # [L, targets]
-    some = delta.each(lambda part: part[:SPECTRAL_ROWS])
+    some = delta.map(lambda part: part[:SPECTRAL_ROWS])
     layers = []
     for block in range(delta.shape[1]):
         for number, target in enumerate(delta.factors):

@@ -73,7 +73,7 @@ def controls(
     if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
         return {}
     deltas = {
-        "shuffled": delta.roll(1) if others is None else delta.each(lambda part: part[others]),
+        "shuffled": delta.roll(1) if others is None else delta.map(lambda part: part[others]),
         "mean": delta.mean(),
         "static": adapter.static_delta(base),
         "zero": delta.zeros_like(),

@@ -96,9 +96,9 @@ def test_rows_are_independent(base):
     delta = draw()
     expected = base(ids, real, delta).hidden
     order = torch.tensor([1, 2, 0])
-    moved = delta.each(lambda part: part[order])
+    moved = delta.map(lambda part: part[order])
     torch.testing.assert_close(base(ids[order], real[order], moved).hidden, expected[order], rtol=0, atol=1e-12)
-    row = delta.each(lambda part: part[1:2])
+    row = delta.map(lambda part: part[1:2])
     alone = base(ids[1:2], real[1:2], row).hidden
     torch.testing.assert_close(alone, expected[1:2], rtol=0, atol=1e-12)
     torch.testing.assert_close(base(ids, real, delta.roll(1)).hidden[2], base(ids, real, row).hidden[2])
