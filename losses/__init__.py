@@ -1,6 +1,6 @@
 """Loss heads and loss functions; `losses@ACTLossHead` in a config names what this package exports.
 
-torch is loaded with the first of them and not with the package, whose config.py --help reads.
+torch is imported lazily, on first access, so that --help can read config.py without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MODULES = ("act", "feudal", "language_model", "stablemax")
 
 
 def __getattr__(name: str) -> Any:
-    """What `name` is in the module of this package that exports it."""
+    """Import an exported name lazily from its module."""
     modules = (importlib.import_module(f"losses.{module}") for module in _MODULES if name in __all__)
     for module in modules:
         if hasattr(module, name):

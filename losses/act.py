@@ -1,7 +1,7 @@
-"""Loss of one ACT step: token cross entropy, whether the answer is right (q_halt), and the value of continuing
-(q_continue).
+"""Loss of one ACT step: token cross-entropy, and binary cross-entropies of q_halt (is the answer right?) and
+q_continue.
 
-Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V words.
+Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass
 class LossResult:
-    """`total` is the scalar sum over the rows; divide it by the global number of rows (`weight` is this
-    batch's)."""
+    """`total` is the scalar sum over rows; divide it by the global number of rows (`weight`: rows of this batch)."""
 
     total: Tensor
     weight: float
@@ -40,8 +39,7 @@ class LossResult:
 
 
 class ACTLossHead(nn.Module):
-    """`head(output)` -> LossResult. Labels are those of the rows' own examples (`output.carry.data`), not of
-    the batch."""
+    """`head(output)` -> LossResult. Labels come from the rows' own examples (`output.carry.data`), not the batch."""
 
     Config: ClassVar = ACTLossConfig
 
@@ -52,17 +50,17 @@ class ACTLossHead(nn.Module):
         self.smoothing, self.q_weight, self.kl_weight = config.label_smoothing, config.q_weight, config.kl_weight
 
     def forward(self, output: ACTOutput) -> LossResult:
-        """Raises ValueError when the output has no logits."""
+        """Loss and metrics of one ACT step. Raises ValueError if the output has no logits."""
         logits, labels = output.logits, output.carry.data["labels"]
         if logits is None:
             raise ValueError("the loss needs logits; this ACT step was computed without them")
-        kept = labels != IGNORE
-        words = kept.sum(-1)  # [B]
-        divisor = words.clamp(min=1)
+        scored = labels != IGNORE
+        num_scored = scored.sum(-1)  # [B]
+        divisor = num_scored.clamp(min=1)
         with torch.no_grad():
             preds = logits.argmax(-1)
-            right = (kept & (preds == labels)).sum(-1)
-            solved = right == words  # also a row without labels: the q target of an empty row is "right"
+            num_correct = (scored & (preds == labels)).sum(-1)
+            solved = num_correct == num_scored  # true for rows without labels, whose q target is then 1
 
         token_losses = self.token_loss(logits, labels, dtype=self.dtype, smoothing=self.smoothing)
         lm = (token_losses / divisor.unsqueeze(-1)).sum()
@@ -71,31 +69,29 @@ class ACTLossHead(nn.Module):
             terms["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
         total = lm + self.q_weight * sum(value for name, value in terms.items() if name != "lm_loss")
 
-        if (
-            kl := output.aux.get("kl")
-        ) is not None:  # [B], so its weight is that of a row, whatever the batch is cut to
+        if (kl := output.aux.get("kl")) is not None:  # [B], summed over rows like the other terms
             terms["kl"] = kl.sum()
             total = total + self.kl_weight * terms["kl"]
 
-        # What a person reads first comes first: a console line has room for some of them only.
+        # Most important first: a console line shows only some of them.
         rows = torch.full((), labels.shape[0], device=labels.device)
         metrics = {"loss": (total.detach(), rows), "lm_loss": (lm.detach(), rows)}
-        metrics |= self._row_metrics(output, words, right / divisor, solved)
+        metrics |= self._row_metrics(output, num_scored, num_correct / divisor, solved)
         metrics |= {name: (value.detach(), rows) for name, value in terms.items() if name != "lm_loss"}
         return LossResult(total, float(labels.shape[0]), metrics, preds)
 
     @torch.no_grad()
-    def _row_metrics(self, output: ACTOutput, words: Tensor, accuracy: Tensor, solved: Tensor) -> Metrics:
-        """Sums over rows that have labels: those that halted at this step, and (`_live`) all of them."""
-        live = words > 0
+    def _row_metrics(self, output: ACTOutput, num_scored: Tensor, accuracy: Tensor, solved: Tensor) -> Metrics:
+        """(sum, count) over rows with labels: those that halted at this step, and (`_live`) all of them."""
+        live = num_scored > 0
         done = live & output.carry.halted
         q_halt = output.q_halt_logits
-        judged = ((q_halt >= 0) == solved) & ~q_halt.isnan()
+        q_correct = ((q_halt >= 0) == solved) & ~q_halt.isnan()
         values = {
             "accuracy": accuracy,
             "exact_accuracy": solved,
             "steps": output.carry.steps,
-            "q_halt_accuracy": judged,
+            "q_halt_accuracy": q_correct,
         }
         metrics = {name: (_masked_sum(value, done), done.sum()) for name, value in values.items()}
         for name in ("accuracy", "exact_accuracy", "steps"):

@@ -1,4 +1,4 @@
-"""The keys of `arch.loss`, by loss. torch is not imported: --help reads them."""
+"""Keys of `arch.loss` for each loss. Needs no torch, so that --help can read them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ _NO_WEIGHT = Inert("arch.loss.feudal_loss_weight=0", "the weight of the intrinsi
 
 @dataclass(kw_only=True)
 class HaltingLossConfig:
-    """What every ACT loss has, with an encoder of demonstrations or without.
-
-    Raises ValueError for an unknown choice; the text names the override.
-    """
+    """Keys of every ACT loss. Raises ValueError for invalid values; the message names the override."""
 
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Token loss."""
@@ -26,9 +23,9 @@ class HaltingLossConfig:
     """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than
     1e-6)."""
     label_smoothing: Annotated[float, Range(0, below=1)] = 0.0
-    """Share of each label that is spread over all words."""
+    """Share of each label that is spread uniformly over the vocabulary."""
     q_weight: Annotated[float, Range(0)] = 0.5
-    """Of the losses of the halting head, beside the token loss."""
+    """Weight of the losses of the halting head relative to the token loss."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch.loss")
@@ -36,7 +33,7 @@ class HaltingLossConfig:
 
 @dataclass(kw_only=True)
 class ACTLossConfig(HaltingLossConfig):
-    """The same, and the key of variational encoders."""
+    """The keys of every ACT loss, and the KL weight of variational encoders."""
 
     kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = (
         1e-4
@@ -47,7 +44,7 @@ class ACTLossConfig(HaltingLossConfig):
 
 @dataclass(kw_only=True)
 class FeudalLossConfig(ACTLossConfig):
-    """The keys of the ACT loss, and those of the intrinsic one."""
+    """The keys of the ACT loss, and those of the intrinsic loss."""
 
     kl_weight: Annotated[float, Range(0), Inert("", _NO_ENCODER.why)] = 1e-4
     """Not used: there is no encoder of demonstrations."""
@@ -91,7 +88,7 @@ class FeudalLossConfig(ACTLossConfig):
 
 @dataclass(kw_only=True)
 class LMLossConfig:
-    """Raises ValueError for values that make no loss; the text names the override."""
+    """Keys of the language-model loss. Raises ValueError for invalid values; the message names the override."""
 
     stream_weights: Annotated[
         list[float] | None, Inert("training_mode!=multicontext", "training_mode is not multicontext")
@@ -110,7 +107,7 @@ class LMLossConfig:
 
 @dataclass(kw_only=True)
 class DiversityLossConfig:
-    """Keys of `arch.loss`."""
+    """Keys of the diversity loss."""
 
     objective: Literal["kl", "kl_exact", "tb"] = "kl"
     """The documented histogram loss; the same with the exact probability of every option; or trajectory balance."""
@@ -134,7 +131,7 @@ class DiversityLossConfig:
 
     @property
     def terms(self) -> str:
-        """The active terms in words."""
+        """The active terms, as text."""
         if self.objective == "tb":
             return (
                 f"trajectory balance, reward = base evened out (alpha_c {self.alpha_c:g}, alpha_o {self.alpha_o:g}, "

@@ -1,23 +1,23 @@
-"""Diversity of sampled text: the options of a concept, and the clusters of what follows, should be equally frequent.
+"""Diversity loss of sampled text: the options of a concept, and the clusters of the text after it, should be uniform.
 
 A completion has tokens C that name option o of K, and open tokens O in cluster k of the K_o that the option has.
-With l_t = log pi(token t) at temperature 1 over all words:
+With l_t = log pi(token t) at temperature 1 over the whole vocabulary:
 
     p = exp Σ_C l_t                S_o  = Σ_rows p       P_o    = S_o / ΣS        L_c    = Σ_o P_o log(P_o K)
     g = exp mean_O l_t             S_ok = Σ_rows g       P_k|o  likewise          L_open = Σ_o Σ_k P_k|o log(P_k|o K_o)
     L_kl = mean_t exp(r_t - l_t) - (r_t - l_t) - 1       r: under the base (Schulman's k3 estimator of KL(pi | base))
 
     kl        w_c L_c + w_o L_open + w_kl L_kl           over all K options, seen or not; invalid rows are in L_kl only
-    kl_exact  the same, with P_o from the model's own probability of every option where the sampled one stands
+    kl_exact  the same, with P_o from the model's probability of every option in place of the sampled one
     tb        mean_i (D_i - mean D)²,  D_i = Σ_t l_t - log R_i          (VarGrad form of trajectory balance, no log Z)
               log R = log p_base - alpha_c log(f_o K) - alpha_o log(f_k|o K_o), invalid: log p_base - invalid_penalty
 
 Of several concepts L_c is the sum over them, and so is alpha_c log(f_o K); clusters are those of the first one's
 options. f are the base's own frequencies. With alpha 1 and one concept, R is the distribution nearest to the base, in
 KL(. | base), whose options and clusters are uniform (of several: where the base names them independently of one
-another). Every objective depends on l through sums over the whole batch, so its gradient with
-respect to each l_t is calculated here in closed form; the trainer back-propagates Σ coefficient · l_t in as many parts
-as it likes. B rows, T tokens.
+another). Every objective depends on l through sums over the whole batch, so the gradient with
+respect to each l_t is computed here in closed form, and the trainer back-propagates Σ coefficient · l_t in chunks.
+B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -33,50 +33,50 @@ from torch import Tensor, nn
 from losses.config import DiversityLossConfig
 from models.animal.completions import NONE, Completions
 
-FARTHEST = 20.0
-"""Nats between base and model at one token beyond which L_kl neither grows nor pulls."""
+MAX_LOG_RATIO = 20.0
+"""Clamp on the log-ratio of base and model at one token, in nats; beyond it L_kl is constant, without gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternatives:
-    """The options as they would stand at the place of the sampled one: A rows, for objective=kl_exact."""
+    """All options in place of the sampled one: A rows, for objective=kl_exact."""
 
     logp: Tensor
-    """[A] log-probability of the alternative's tokens, given the text before it."""
+    """[A] log-probability of the tokens of the alternative, given the text before it."""
     option: Tensor
     """int64 [A]"""
     concept: Tensor
-    """int64 [A]: 0 for the first concept, from 1 for the further ones."""
+    """int64 [A]: index of the concept, 0 for the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frequencies:
-    """How often the base names each option and cluster: add-one smoothed shares, fixed before training."""
+    """Add-one smoothed frequencies of each option and cluster under the base, fixed before training."""
 
     option: Tensor
     """[K]"""
     cluster: Tensor
-    """[K, most clusters]: share among the completions of the option; 0 where there is no such cluster."""
+    """[K, max clusters]: share within the option; 0 where there is no such cluster."""
     further: Sequence[Tensor] = ()
-    """[K] of each further concept."""
+    """[K] for each further concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiversityResult:
-    """The loss of a batch, and its gradient with respect to each log-probability."""
+    """The loss of a batch and its gradients with respect to the log-probabilities."""
 
     total: Tensor
-    """scalar"""
+    """Loss, scalar."""
     coefficients: Tensor
-    """[B, T]"""
+    """[B, T] gradient with respect to logp."""
     alternatives: Tensor | None
-    """[A], where alternatives were given."""
+    """[A] gradient with respect to the alternatives, if given."""
     concept: Tensor
-    """L_c: scalar, NaN without a valid row."""
+    """L_c, scalar; NaN without valid rows."""
     open: Tensor
-    """L_open: scalar, NaN where no option has clusters."""
+    """L_open, scalar; NaN if no option has clusters."""
     ref_kl: Tensor
-    """L_kl: scalar."""
+    """L_kl, scalar."""
 
 
 class DiversityLoss(nn.Module):
@@ -100,8 +100,8 @@ class DiversityLoss(nn.Module):
         frequencies: Frequencies | None = None,
         further: Sequence[int] = (),
     ) -> DiversityResult:
-        """logp and ref [B, T] under the model and the base; clusters int64 [K]: K_o, 0 where there are none yet;
-        `further` has K of each further concept."""
+        """logp, ref [B, T]: log-probabilities under model and base; clusters int64 [K]: K_o, 0 if there are none yet;
+        `further`: K of each further concept."""
         config, sizes = self.config, (len(clusters), *further)
         concept, of_concept = concept_loss(logp, batch, sizes)
         opened, of_open = open_loss(logp, batch, clusters)
@@ -145,26 +145,26 @@ class DiversityLoss(nn.Module):
 
 
 def to_uniform(log_weights: Tensor, bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
-    """KL from the histogram of weights [N] over `buckets` to the uniform distribution, and its gradient [N] with
-    respect to the logarithms of the weights; bucket int64 [N], -1 takes no part.
+    """KL from the histogram of weights [N] over `buckets` to uniform, and its gradient [N] with respect to the log
+    weights; bucket int64 [N], -1 is ignored.
 
-    NaN and zeros where nothing takes part. dL/d log w_i = w_i (log(P_b · buckets) - L) / ΣS.
+    NaN and zeros if all are ignored. dL/d log w_i = w_i (log(P_b · buckets) - L) / ΣS.
     """
-    taken = bucket >= 0
-    if not taken.any():
+    counted = bucket >= 0
+    if not counted.any():
         return log_weights.new_tensor(math.nan), torch.zeros_like(log_weights)
-    members = (bucket.unsqueeze(0) == torch.arange(buckets, device=bucket.device).unsqueeze(1)) & taken
+    members = (bucket.unsqueeze(0) == torch.arange(buckets, device=bucket.device).unsqueeze(1)) & counted
     sums = log_weights.masked_fill(~members, -math.inf).logsumexp(-1)  # [buckets]
-    whole = sums.logsumexp(-1)
-    log_share = sums - whole
+    total = sums.logsumexp(-1)
+    log_share = sums - total
     excess = (log_share + math.log(buckets)).where(log_share > -math.inf, 0.0)
     value = (log_share.exp() * excess).sum()
-    slope = (log_weights - whole).exp() * (excess[bucket.clamp(min=0)] - value)
-    return value, slope.where(taken, 0.0)
+    slope = (log_weights - total).exp() * (excess[bucket.clamp(min=0)] - value)
+    return value, slope.where(counted, 0.0)
 
 
 def concept_loss(logp: Tensor, batch: Completions, options: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(L_c, its gradient [B, T] with respect to logp [B, T]); `options` has K of each concept."""
+    """(L_c, its gradient [B, T] with respect to logp [B, T]); `options`: K of each concept."""
     value, slope = to_uniform((logp * batch.concept).sum(-1), batch.option, options[0])
     gradient = slope.unsqueeze(-1) * batch.concept
     for number, count in enumerate(options[1:]):
@@ -175,7 +175,7 @@ def concept_loss(logp: Tensor, batch: Completions, options: Sequence[int]) -> tu
 
 
 def exact_concept_loss(alternatives: Alternatives, options: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(L_c by the probabilities of all options, its gradient [A] with respect to those of the alternatives)."""
+    """(L_c from the probabilities of all options, its gradient [A] with respect to `alternatives.logp`)."""
     parts = [
         to_uniform(alternatives.logp, alternatives.option.where(alternatives.concept == number, NONE), count)
         for number, count in enumerate(options)
@@ -187,7 +187,7 @@ def exact_concept_loss(alternatives: Alternatives, options: Sequence[int]) -> tu
 def open_loss(logp: Tensor, batch: Completions, clusters: Tensor) -> tuple[Tensor, Tensor]:
     """(L_open, its gradient [B, T] with respect to logp [B, T]); clusters int64 [K].
 
-    A sum over options, not weighted with their shares. An option without clusters, or without a row, is left out.
+    Summed over options, not weighted by their shares. Options without clusters or without rows are left out.
     """
     length = batch.open.sum(-1).clamp(min=1)
     log_mean = (logp * batch.open).sum(-1) / length
@@ -203,18 +203,18 @@ def open_loss(logp: Tensor, batch: Completions, clusters: Tensor) -> tuple[Tenso
 
 
 def reference_kl(logp: Tensor, ref: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(L_kl, its gradient [B, T] with respect to logp [B, T]): over all sampled tokens, mask bool [B, T]."""
-    apart = (ref - logp).where(mask, 0.0)
-    near = apart.clamp(-FARTHEST, FARTHEST)
+    """(L_kl, its gradient [B, T] with respect to logp [B, T]), over the sampled tokens, mask bool [B, T]."""
+    log_ratio = (ref - logp).where(mask, 0.0)
+    clamped = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     count = mask.sum().clamp(min=1)
-    slope = (1 - near.exp()).where(mask & (apart.abs() < FARTHEST), 0.0)
-    return (near.exp() - near - 1).sum() / count, slope / count
+    slope = (1 - clamped.exp()).where(mask & (log_ratio.abs() < MAX_LOG_RATIO), 0.0)
+    return (clamped.exp() - clamped - 1).sum() / count, slope / count
 
 
 def trajectory_balance(logp: Tensor, log_reward: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(L_tb, its gradient [B, T] with respect to logp [B, T]); log_reward [B].
 
-    The mean stands for log Z and has no gradient (VarGrad, arXiv 2010.10436).
+    The batch mean estimates log Z and has no gradient (VarGrad, arXiv 2010.10436).
     """
     excess = (logp * mask).sum(-1) - log_reward
     centred = excess - excess.mean()

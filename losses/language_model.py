@@ -1,6 +1,6 @@
-"""Next-token cross entropy of one or several streams, in at least float32.
+"""Next-token cross-entropy of one or several streams, in at least float32.
 
-Shapes: B rows, T tokens, K streams, D width, V words.
+Shapes: B rows, T tokens, K streams, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class LMLossResult:
-    """`total` is the sum over scored positions; divide it by the global sum of `weight`."""
+    """`total` is summed over scored positions; divide it by the global sum of `weight`."""
 
     total: Tensor
     weight: Tensor  # scored positions of this batch, on the device
@@ -32,9 +32,9 @@ class LMLossResult:
 
 
 class LMLossHead(nn.Module):
-    """`head(output, labels)` -> LMLossResult. Labels int [B, T], or [B, K, T] for K streams; -100 is not scored.
+    """`head(output, labels)` -> LMLossResult. Labels int [B, T], or [B, K, T] for K streams; -100 is ignored.
 
-    Several streams: the (weighted) mean of their cross entropies, and `loss_0`, `loss_1`, ... of each.
+    With several streams: the (weighted) mean of their losses, and metrics `loss_0`, `loss_1`, ... of each.
     """
 
     Config: ClassVar = LMLossConfig
@@ -44,9 +44,9 @@ class LMLossHead(nn.Module):
         self.stream_weights, self.chunk_tokens = config.stream_weights, config.chunk_tokens
 
     def forward(self, output: LMOutput, labels: Tensor) -> LMLossResult:
-        """Raises ValueError when labels or stream_weights do not fit the streams.
+        """Loss and metrics; without gradient (in evaluation) also `accuracy`.
 
-        Without gradient (an evaluation) the metrics also hold `accuracy`.
+        Raises ValueError if labels or stream_weights do not fit the streams.
         """
         columns = self._columns(output, labels)
         scores = [self._score(output, number, column) for number, column in enumerate(columns)]
@@ -68,7 +68,7 @@ class LMLossHead(nn.Module):
         return LMLossResult(total, weight, metrics)
 
     def token_losses(self, output: LMOutput, labels: Tensor, number: int = 0) -> Tensor:
-        """Loss of each position for the `number`-th stream read: labels [B, T] -> [B, T], 0 where not scored."""
+        """Loss of each position [B, T] for the `number`-th stream of the input, 0 where not scored."""
         return _cross_entropy(output.logits(number), labels, "none").view(labels.shape)
 
     def _columns(self, output: LMOutput, labels: Tensor) -> list[Tensor]:
@@ -87,7 +87,8 @@ class LMLossHead(nn.Module):
         return [weight / sum(weights) for weight in weights]
 
     def _score(self, output: LMOutput, number: int, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Cross entropy summed over the positions of stream `number`; without gradient also how many it got right."""
+        """(cross-entropy summed over the positions of stream `number`, number of correct predictions or None with
+        gradient)."""
         hidden, flat = output.hidden.flatten(0, 1), labels.flatten()
         size = self.chunk_tokens or max(1, len(flat))
         chunks = list(zip(hidden.split(size), flat.split(size), strict=True))

@@ -1,8 +1,8 @@
-"""Cross entropy of hidden tokens, each weighted with 1/p; p is the probability with which those of its row were hidden.
+"""Masked diffusion loss: cross-entropy of masked tokens, weighted by 1/p with the masking probability p of the row.
 
     loss = Σ_scored CE / p  over  Σ_rows count     (LLaDA, arXiv 2502.09992, eq. 3; padding is in neither sum)
 
-is an upper bound of the negative log-likelihood of a token, in nats. With p = 1 and the next tokens as labels it is the
+It is an upper bound on the negative log-likelihood per token, in nats. With p = 1 and next tokens as labels it is the
 loss of an autoregressive model. Shapes: B rows, T positions.
 """
 
@@ -20,16 +20,16 @@ __all__ = ["MaskedDiffusionLoss"]
 
 
 class MaskedDiffusionLoss(nn.Module):
-    """`head(output, batch)` -> LMLossResult: `total` summed over rows, `weight` what to divide it by."""
+    """`head(output, batch)` -> LMLossResult: `total` summed over rows, `weight` its divisor."""
 
     def __init__(self, config: None = None) -> None:
         super().__init__()
 
     def forward(self, output: BaseOutput | FeedbackOutput, batch: Batch) -> LMLossResult:
-        """The loss of a base, or of the passes of an adapted one in their shares.
+        """Loss of a base, or the weighted loss of the passes of an adapted base.
 
-        Metrics: `loss` of the (last) pass, `base_loss` of the plain base where the output is of an adapted one, and
-        without gradient `masked_accuracy`.
+        Metrics: `loss` of the (last) pass, `base_loss` of the plain base if the output is that of an adapted one, and
+        in evaluation `masked_accuracy`.
         """
         weight = batch.count.sum()
         if isinstance(output, FeedbackOutput):
@@ -49,18 +49,18 @@ class MaskedDiffusionLoss(nn.Module):
         return LMLossResult(total, weight, metrics)
 
     def hits(self, output: BaseOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(scored positions whose likeliest word is the true one, scored positions)."""
+        """(number of correct predictions, number of scored positions)."""
         scored = batch.labels != IGNORE
         right = output.head(output.hidden[scored]).argmax(-1) == batch.labels[scored]
         return right.sum(), scored.sum()
 
     def rows(self, output: BaseOutput, batch: Batch) -> Tensor:
-        """Σ CE / p over the scored positions of each row: [B] in at least float32. Divide by `batch.count`."""
+        """Σ CE / p over the scored positions of each row, [B] in at least float32; to be divided by `batch.count`."""
         losses = self.positions(output, batch)
         return losses.sum(-1) / batch.rate.to(losses.dtype)
 
     def positions(self, output: BaseOutput, batch: Batch) -> Tensor:
-        """Cross entropy of each position [B, T], unweighted, 0 where none is scored. Other logits are not made."""
+        """Unweighted cross-entropy of each position [B, T], 0 where not scored; computes logits only where scored."""
         scored = batch.labels != IGNORE
         logits = output.head(output.hidden[scored])
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,6 +1,6 @@
-"""Per-token cross entropies: stablemax (Prieto et al. 2025, arXiv 2501.04697) and softmax.
+"""Per-token cross-entropy: stablemax (Prieto et al. 2025, arXiv 2501.04697) and softmax.
 
-stablemax replaces exp by s(x) = x + 1 for x >= 0 and 1 / (1 - x) below, so p_i = s(x_i) / Σ s.
+stablemax replaces exp with s(x) = x + 1 for x >= 0 and 1 / (1 - x) for x < 0, so p_i = s(x_i) / Σ s.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ IGNORE = -100
 
 
 def log_s(x: Tensor) -> Tensor:
-    """log s(x) = log1p(x) for x >= 0, -log1p(-x) below; same shape and dtype.
+    """log s(x) = log1p(x) for x >= 0, -log1p(-x) for x < 0; same shape and dtype.
 
-    Each branch sees its own half-line only: an unclamped argument would turn the unused branch's infinite
-    derivative into NaN (0 · inf) at x = 1.
+    The arguments are clamped because torch.where would turn the infinite derivative of the unused branch at x = 1 into
+    NaN (0 · inf).
     """
     return torch.where(x >= 0, torch.log1p(x.clamp(min=0)), -torch.log1p(-x.clamp(max=0)))
 
@@ -23,9 +23,9 @@ def log_s(x: Tensor) -> Tensor:
 def stablemax_cross_entropy(
     logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
 ) -> Tensor:
-    """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored.
+    """Loss [...] of logits [..., V] and labels [...] int, in at least `dtype`; 0 where the label is -100.
 
-    `smoothing` s: the target has 1 - s on the label and s / V on every word (Szegedy et al. 2016).
+    Label smoothing s: the target is 1 - s on the label plus s / V on every token (Szegedy et al. 2016).
     """
     return _token_loss(log_s(upcast(logits, dtype)), labels, smoothing)
 
@@ -33,7 +33,7 @@ def stablemax_cross_entropy(
 def softmax_cross_entropy(
     logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
 ) -> Tensor:
-    """As `stablemax_cross_entropy`, with exp for s."""
+    """As `stablemax_cross_entropy`, with s = exp."""
     return _token_loss(upcast(logits, dtype), labels, smoothing)
 
 
@@ -42,11 +42,11 @@ def upcast(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _token_loss(scores: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """-log_softmax(scores)[label] where there is a label, mixed with its mean over all words; [..., V] -> [...]."""
-    kept = labels != IGNORE
-    index = labels.masked_fill(~kept, 0).long().unsqueeze(-1)
+    """-log_softmax(scores)[label], smoothed with the mean over the vocabulary: [..., V] -> [...], 0 where ignored."""
+    scored = labels != IGNORE
+    index = labels.masked_fill(~scored, 0).long().unsqueeze(-1)
     log_p = scores.log_softmax(-1)
     loss = -log_p.gather(-1, index).squeeze(-1)
     if smoothing:
         loss = torch.lerp(loss, -log_p.mean(-1), smoothing)
-    return torch.where(kept, loss, loss.new_zeros(()))
+    return torch.where(scored, loss, loss.new_zeros(()))
