@@ -1,9 +1,8 @@
-"""ARC: every augmented copy of a test grid votes for an answer, and the leading answers are scored.
+"""ARC: every augmented copy of a test grid votes for an answer, and the top answers are scored.
 
-The rules are those of the public evaluator of TRM (arXiv 2510.04871); they are in `evaluators/voting/`. Votes are
-for one evaluation unless `pooled` is set. Every rank decodes its rows and all ranks exchange them batch by batch, so
-that the votes come in the order of the file: the result is the same for any number of ranks, to the last bit, and only
-rank 0 keeps votes.
+The rules are those of TRM's public evaluator (arXiv 2510.04871); see `evaluators/voting/`. Votes count within one
+evaluation unless `pooled` is set. Every rank decodes its rows, and the ranks gather them batch by batch, so votes are
+in the order of the file: the result is bit-identical for any number of ranks. Only rank 0 keeps votes.
 
 B rows of a batch, T = C * C tokens of a canvas.
 """
@@ -24,8 +23,8 @@ from engine.distributed import all_gather_rows, all_reduce_sum, is_main, on_main
 from engine.fields import Range, check_fields
 from engine.io import print_rank0
 from evaluators.steps import StepOutput
-from evaluators.voting.grids import restored
-from evaluators.voting.scores import metrics_of, outcomes_of, record_of, submission_of
+from evaluators.voting.grids import undo_augmentation
+from evaluators.voting.scores import build_record, build_submission, compute_metrics, compute_outcomes
 from evaluators.voting.tasks import Protocol, Tasks
 from evaluators.voting.votes import Votes
 
@@ -50,45 +49,45 @@ class ARCConfig:
 
 
 class ARC:
-    """Scores by votes over augmentations, for data sets of `python -m dataset.build_arc_dataset`.
+    """Scores by voting over augmentations, for data sets of `python -m dataset.build_arc_dataset`.
 
-    All metrics are named `ARC_CLASS_LEAKAGE/...`: the protocol class (i, ii, iii) and whether the leakage report of the
-    data is empty (clean, leak, unchecked), so that no score is without them and scores of different protocols are not
-    taken for the same metric. `pass@K`, `all_pairs@K`: see `metrics_of`. None where no task was asked.
-    `tasks` is how many a score is of, `tasks_total` how many with known solutions there are.
+    All metrics are named `ARC_CLASS_LEAKAGE/...`, with the protocol class (i, ii, iii) and the result of the data's
+    leakage report (clean, leak, unchecked), so that scores of different protocols are never confused. `pass@K`,
+    `all_pairs@K`: see `compute_metrics`; None if no task was evaluated. `tasks` is the number of scored tasks,
+    `tasks_total` the number of tasks with known solutions.
     """
 
     Config: ClassVar[type] = ARCConfig
     needs_steps = False
     test_only = True
-    """What is asked, and the answers, are read from test_puzzles.json."""
+    """Questions and solutions are read from test_puzzles.json."""
 
     def __init__(self, config: ARCConfig) -> None:
         self.config = config
         self.tasks: Tasks | None = None
-        self._asked: tuple[Any, ...] = ()
+        self._source: tuple[Any, ...] = ()
         self.evaluations = 0
-        """Whose votes are counted together."""
+        """Number of evaluations whose votes are counted together."""
         self.label = ""
         self.protocol: Protocol | None = None
-        """Overrides the protocol of the data sets, where the caller knows more (scripts/predict.py)."""
+        """Overrides the protocol of the data sets, if the caller knows more (scripts/predict.py)."""
 
     def begin(
         self, splits: Sequence[PuzzleSplit], *, like: ARC | None = None, label: str = "", fitted: bool = False
     ) -> None:
-        """Get ready for the examples of these splits, and forget the votes for others.
+        """Prepare for these splits and reset the votes (unless pooled, for the same splits).
 
         Args:
-            like: another that has begun with these splits, whose tasks are taken over.
-            label: of a way of answering; part of the metrics' names.
+            like: another instance that has begun with these splits, whose tasks are reused.
+            label: name of the way of answering; part of the metric names.
             fitted: whether the model is fitted to each task, which is class ii.
 
         Raises: UsageError.
         """
-        asked = tuple((str(s.root), s.split, s.set_name, s.identifier_offset) for s in splits)
-        if asked != self._asked or self.tasks is None:
+        source = tuple((str(s.root), s.split, s.set_name, s.identifier_offset) for s in splits)
+        if source != self._source or self.tasks is None:
             self.tasks = Tasks(splits) if like is None else like.tasks
-            self._asked, self.evaluations = asked, 0
+            self._source, self.evaluations = source, 0
         self.label = label
         assert self.tasks is not None
         if fitted and self.tasks.protocol.name == "i":
@@ -99,9 +98,9 @@ class ARC:
         self.evaluations += 1
         self.unmatched = torch.zeros((), dtype=torch.float64)
         self.record: dict[str, Any] = {}
-        """Every task with its leading answers, of the last result (on rank 0)."""
+        """All tasks with their top answers, from the last result (on rank 0)."""
         self.files: dict[str, str] = {}
-        """The same and the submission: file name -> text."""
+        """The record and the submission: file name -> text."""
 
     def update(
         self,
@@ -112,13 +111,13 @@ class ARC:
         *,
         second: bool = False,
     ) -> None:
-        """Take the answers of the first `valid_rows` rows as votes; a collective, with equal B on all ranks.
+        """Count the answers of the first `valid_rows` rows as votes; a collective, with equal B on all ranks.
 
         Args:
             batch: inputs [B, T], puzzle_identifiers [B].
-            steps: the last one's q_halt_logits [B] are the confidences.
+            steps: q_halt_logits [B] of the last step are the confidences.
             preds: [at least valid_rows, T]
-            second: second choices in place of votes.
+            second: record second choices instead of votes.
         """
         assert self.tasks is not None
         rows = len(batch["inputs"])
@@ -130,8 +129,8 @@ class ARC:
         known = np.flatnonzero(self.tasks.known(identifiers))
         if len(known):
             augmentation = self.tasks.augmentation(identifiers[known])
-            votes[known, 0] = self.tasks.find(identifiers[known], restored(inputs[known], *augmentation)[1])
-            codes[known], keys = restored(answers[known], *augmentation)
+            votes[known, 0] = self.tasks.find(identifiers[known], undo_augmentation(inputs[known], *augmentation)[1])
+            codes[known], keys = undo_augmentation(answers[known], *augmentation)
             votes[known, 1:3] = keys.view(np.int64)
             votes[known, 3] = confidence[known].view(np.int64)
         if not second:
@@ -145,27 +144,27 @@ class ARC:
             self.votes.add(every[:, 0], keys, confidence, grids[cast], second=second)
 
     def result(self) -> dict[str, float | None]:
-        """The metrics, the same on all ranks; on rank 0 they are printed in words, and `files` is filled."""
+        """The metrics, the same on all ranks; rank 0 also prints a summary and fills `files`."""
         unmatched = float(all_reduce_sum(self.unmatched.clone()))
         return on_main(lambda: self._result(unmatched))
 
     def _result(self, unmatched: float) -> dict[str, float | None]:
         assert self.tasks is not None
         attempts, protocol = self.config.submission_K, self.protocol or self.tasks.protocol
-        table = outcomes_of(self.tasks, self.votes.answers())
-        metrics = metrics_of(table, self.config.pass_Ks, attempts, self.config.confidence)
+        table = compute_outcomes(self.tasks, self.votes.answers())
+        metrics = compute_metrics(table, self.config.pass_Ks, attempts, self.config.confidence)
         unknown = {question.task for question in self.tasks.questions if question.solution is None}
         metrics["tasks_total"] = float(len(self.tasks.names) - len(unknown))
         metrics["unmatched_examples"] = unmatched
         metrics["pooled_evaluations"] = float(self.evaluations)
         print_rank0(self._in_words(metrics))
         print_rank0(f"ARC         {protocol.words}")
-        place = f"ARC_{protocol.mark}/{self.label}/" if self.label else f"ARC_{protocol.mark}/"
-        named = {place + name: value for name, value in metrics.items()}
+        prefix = f"ARC_{protocol.mark}/{self.label}/" if self.label else f"ARC_{protocol.mark}/"
+        named = {prefix + name: value for name, value in metrics.items()}
         head = {"protocol": protocol.name, "leakage": protocol.leakage, "meaning": protocol.words, "scores": named}
-        record = {**head, "attempts": attempts, "tasks": record_of(self.tasks, table, attempts)}
+        record = {**head, "attempts": attempts, "tasks": build_record(self.tasks, table, attempts)}
         self.files = {
-            "arc_submission.json": json.dumps(submission_of(table, attempts)),
+            "arc_submission.json": json.dumps(build_submission(table, attempts)),
             "arc_tasks.json": json.dumps(record),
         }
         self.record = record

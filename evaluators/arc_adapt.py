@@ -1,6 +1,6 @@
-"""ARC with training at test time on each task's own demonstrations, for models that are shown demonstrations.
+"""ARC with test-time training on each task's demonstrations, for models with a demonstration encoder.
 
-Scores are of protocol class (ii). The model is as before afterwards.
+Scores are of protocol class (ii). The model itself is not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.func import functional_call
 from dataset.format import PuzzleSplit
 from engine.distributed import all_reduce_sum
 from evaluators.adaptation.ballots import Ballots, BallotsConfig
-from evaluators.adaptation.examples import Batch, Originals, rows_of
+from evaluators.adaptation.examples import Batch, Originals, select_rows
 from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fit_weights
 from evaluators.steps import StepOutput
 
@@ -33,11 +33,11 @@ class ARCTestTimeTrainingConfig(BallotsConfig, TrainingConfig):
 
 
 class ARCTestTimeTraining(Ballots):
-    """Scores after the training: `ARC_ii_clean/adapt_token_20/pass@1`.
+    """Scores after test-time training, e.g. `ARC_ii_clean/adapt_token_20/pass@1`.
 
     `adapt/loss_first`, `loss_last` are means over trained tasks, `adapt/tasks_without_training` counts those with a
-    single demonstration, `adapt/seconds_per_task` is of this rank's clock. A task whose rows are in several batches is
-    trained for each of them, to the same result.
+    single demonstration, `adapt/seconds_per_task` is wall time of this rank. A task whose rows are in several batches
+    is trained once per batch, with the same result.
     """
 
     Config: ClassVar[type] = ARCTestTimeTrainingConfig
@@ -51,9 +51,9 @@ class ARCTestTimeTraining(Ballots):
         self.sums = torch.zeros(5, dtype=torch.float64)  # first loss, last loss, trained, not trained, seconds
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
-        """Train on the tasks of the rows that are asked, answer, and vote; a collective."""
-        began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
-        own = rows_of(batch, rows)
+        """Train on the tasks of the selected rows, answer and vote; a collective."""
+        began, rows = time.perf_counter(), self.select(batch, valid_rows)
+        own = select_rows(batch, rows)
         answers, q_halt = preds[rows].clone(), steps[-1].q_halt_logits[rows].clone()
         groups = own["group_ids"].cpu().numpy()
         if len(rows) and self.config.adapt == "token":
@@ -71,8 +71,8 @@ class ARCTestTimeTraining(Ballots):
         tasks, place = np.unique(groups, return_inverse=True)
         examples = Examples(self.originals, tasks, self.config, self.config.seed)
         device = own["inputs"].device
-        token, course = fit_tokens(self.model, examples, self.config, self.token_loss, device)
-        self._note(course, examples)
+        token, history = fit_tokens(self.model, examples, self.config, self.token_loss, device)
+        self._note(history, examples)
         with torch.no_grad():
             context = self.model.encode(own).context
             context = context.to(token.dtype) + token[torch.from_numpy(place).to(device)]
@@ -80,25 +80,25 @@ class ARCTestTimeTraining(Ballots):
         return output.logits.argmax(-1), output.q_halt_logits
 
     def _by_weights(self, own: Batch, groups: np.ndarray, tasks: np.ndarray) -> Iterator[tuple[Tensor, Any]]:
-        """The rows of each task, and the model's output for them after its training."""
+        """Yield, for each task, its rows and the output of the trained model for them."""
         examples = Examples(self.originals, tasks, self.config, self.config.seed)
         device = own["inputs"].device
-        weights, course = fit_weights(self.model, examples, self.config, self.token_loss, device)
-        self._note([] if not len(course) else [float(end) for end in course[[0, -1]].nanmean(1)], examples)
+        weights, history = fit_weights(self.model, examples, self.config, self.token_loss, device)
+        self._note([] if not len(history) else [float(end) for end in history[[0, -1]].nanmean(1)], examples)
         for place, task in enumerate(tasks):
             mine = torch.from_numpy(np.flatnonzero(groups == task)).to(device)
             with torch.no_grad():
-                lent = {name: value[place] for name, value in weights.items()}
-                yield mine, functional_call(self.model, lent, (rows_of(own, mine),))
+                own_weights = {name: value[place] for name, value in weights.items()}
+                yield mine, functional_call(self.model, own_weights, (select_rows(own, mine),))
 
-    def _note(self, course: list[float], examples: Examples) -> None:
-        trained = int((examples.sizes > 1).sum()) if course else 0
-        ends = (course[0], course[-1]) if trained else (0.0, 0.0)
+    def _note(self, history: list[float], examples: Examples) -> None:
+        trained = int((examples.sizes > 1).sum()) if history else 0
+        ends = (history[0], history[-1]) if trained else (0.0, 0.0)
         row = [*(value * trained for value in ends), trained, len(examples.groups) - trained]
         self.sums[:4] += torch.tensor(row, dtype=torch.float64)
 
     def result(self) -> dict[str, float | None]:
-        """Scores, and what the training cost and reached."""
+        """Scores, losses and time of the training."""
         first, last, trained, idle, seconds = all_reduce_sum(self.sums.clone()).tolist()
         values = super().result()
         return values | {

@@ -1,12 +1,12 @@
-"""ARC with other demonstrations than the task's own: does the model read them at all?
+"""ARC with altered demonstrations, as a control: does the model use them at all?
 
-    own        as they are
+    own        the task's own
     blanked    none
     shuffled   the task's inputs, each with an output of some other task
     foreign    those of one other task
 
-A model that answers from the question alone has equal scores in all of them; one that reads the rule from the
-demonstrations falls to chance in the last three.
+A model that ignores the demonstrations scores the same in all four; one that infers the rule from them falls to chance
+in the last three.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataset.format import PuzzleSplit
 from engine.distributed import keyed_numpy
 from engine.errors import UsageError
 from evaluators.adaptation.ballots import Ballots, BallotsConfig
-from evaluators.adaptation.examples import Batch, Originals, rows_of
+from evaluators.adaptation.examples import Batch, Originals, select_rows
 from evaluators.steps import StepOutput
 
 OWN, BLANKED, SHUFFLED, FOREIGN = LABELS = ("own", "blanked", "shuffled", "foreign")
@@ -36,8 +36,8 @@ class ARCControlsConfig(BallotsConfig):
 
 
 class ARCControls(Ballots):
-    """Scores with each kind of demonstrations: `ARC_i_clean/blanked/pass@1`. Other tasks are drawn from the evaluation,
-    by task and seed."""
+    """Scores with each kind of demonstrations, e.g. `ARC_i_clean/blanked/pass@1`. Other tasks are drawn from the
+    evaluation, by task and seed."""
 
     Config: ClassVar[type] = ARCControlsConfig
 
@@ -53,10 +53,10 @@ class ARCControls(Ballots):
             )
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
-        """Ask with every kind of demonstrations, and vote; a collective."""
-        rows = self.chosen(batch, valid_rows)
+        """Answer with every kind of demonstrations and vote; a collective."""
+        rows = self.select(batch, valid_rows)
         self.vote(OWN, batch, rows, preds[rows], steps[-1].q_halt_logits[rows])
-        own = rows_of(batch, rows)
+        own = select_rows(batch, rows)
         for label in LABELS[1:]:
             if not len(rows):
                 self.vote(label, batch, rows, preds[:0], steps[-1].q_halt_logits[:0])
@@ -66,7 +66,7 @@ class ARCControls(Ballots):
             self.vote(label, batch, rows, output.logits.argmax(-1), output.q_halt_logits)
 
     def changed(self, batch: Batch, label: str) -> Batch:
-        """The batch with another kind of demonstrations."""
+        """The batch with altered demonstrations."""
         if label == BLANKED:
             blank = {name: torch.full_like(batch[name], PAD) for name in ("demo_inputs", "demo_labels")}
             return {**batch, **blank, "demo_mask": torch.zeros_like(batch["demo_mask"])}
@@ -79,13 +79,13 @@ class ARCControls(Ballots):
         for place in range(width):
             shown = self.originals.shown(others[:, place])
             taken = place % shown["demo_mask"].sum(1)  # each task has at least one
-            dealt = shown["demo_labels"][np.arange(len(groups)), taken]
-            labels[:, place] = torch.from_numpy(dealt).to(labels)
+            outputs = shown["demo_labels"][np.arange(len(groups)), taken]
+            labels[:, place] = torch.from_numpy(outputs).to(labels)
         labels[~batch["demo_mask"]] = PAD
         return {**batch, "demo_labels": labels}
 
     def _others(self, group: int, count: int) -> np.ndarray:
-        """So many other groups, [count]; different ones where there are enough."""
+        """Draw `count` other groups, [count]; without replacement if there are enough."""
         generator, all_others = keyed_numpy(self.config.seed, "other_tasks", group), len(self.originals) - 1
         drawn = generator.permutation(all_others)[:count]
         drawn = np.resize(drawn, count)

@@ -1,8 +1,8 @@
-"""ARC with a search among latents at test time, for models that are shown demonstrations (LPN, arXiv 2411.08706).
+"""ARC with latent search at test time, for models with a demonstration encoder (LPN, arXiv 2411.08706).
 
-Every augmented copy of a task is searched for by itself, with its own demonstrations; then all copies vote. The answers
-of the second best latents come after those that got votes: the second attempt where all copies agree. Scores are of
-protocol class (ii), those of budget 0 (the encoder's own latent) of class (i).
+Every augmented copy of a task is searched separately, with its own demonstrations; then all copies vote. Answers of the
+second-best latents rank after all answers with votes, so they matter as second attempt where the copies agree. Scores
+are of protocol class (ii); those of budget 0 (the encoder's own latent) are of class (i).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from dataset.format import PuzzleSplit
 from engine.distributed import all_reduce_sum
 from evaluators.adaptation.ballots import Ballots, BallotsConfig
-from evaluators.adaptation.examples import Batch, rows_of
-from evaluators.adaptation.search import Objective, SearchConfig, Space, answered, pieces_of, search, summed
+from evaluators.adaptation.examples import Batch, select_rows
+from evaluators.adaptation.search import Objective, SearchConfig, Space, answer, row_sums, search, split_rows
 from evaluators.steps import StepOutput
 
 MEASURED = ("demo_logp_init", "demo_logp_best", "demo_exact_init", "demo_exact_best", "steps_to_best", "latent_move")
@@ -35,12 +35,12 @@ class ARCLatentSearchConfig(BallotsConfig, SearchConfig):
 
 
 class ARCLatentSearch(Ballots):
-    """Scores after each budget of the search: `ARC_ii_clean/search_20/pass@1`, of random search `.../random_20/...`.
+    """Scores after each search budget, e.g. `ARC_ii_clean/search_20/pass@1`; of random search `.../random_20/...`.
 
-    `search/demo_logp_init`, `_best` (sum over demonstrations of the mean log p of a cell; with `demo_augs` of its mean
-    over a demonstration and its copies), `demo_exact_init`, `_best` (share of demonstrations answered right),
+    `search/demo_logp_init`, `_best` (mean log p per cell, summed over demonstrations; with `demo_augs` averaged over a
+    demonstration and its copies), `demo_exact_init`, `_best` (share of demonstrations answered correctly),
     `steps_to_best`, `latent_move` (distance from the start) are means over rows at the largest budget;
-    `search/seconds_per_question` is of this rank's clock. Of random search: `random/...`.
+    `search/seconds_per_question` is wall time of this rank. Of random search: `random/...`.
     """
 
     Config: ClassVar[type] = ARCLatentSearchConfig
@@ -50,7 +50,7 @@ class ARCLatentSearch(Ballots):
 
     @property
     def way(self) -> str:
-        """What the names of its figures begin with, so that both searches fit into one evaluation."""
+        """Prefix of the metric names, so that both kinds of search can be in one evaluation."""
         return "random" if self.config.mode == "random_search" else "search"
 
     def begin(self, splits: Sequence[PuzzleSplit]) -> None:
@@ -59,10 +59,10 @@ class ARCLatentSearch(Ballots):
         self.seconds = 0.0
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
-        """Search for the rows that are asked, and vote; a collective."""
-        began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
+        """Search for the selected rows, answer and vote; a collective."""
+        began, rows = time.perf_counter(), self.select(batch, valid_rows)
         space = Space(self.model, self.config.space)
-        pieces = [self._answers(space, piece) for piece in pieces_of(rows_of(batch, rows), self.config.microbatch)]
+        pieces = [self._answers(space, piece) for piece in split_rows(select_rows(batch, rows), self.config.microbatch)]
         nothing = preds[:0], preds[:0, 0].float()
         for place, (label, budget) in enumerate(zip(self.labels(), self.budgets, strict=True)):
             for second in (False, True) if budget else (False,):
@@ -73,12 +73,12 @@ class ARCLatentSearch(Ballots):
 
     @property
     def budgets(self) -> list[int]:
-        """As they are searched: ascending, each once."""
+        """The budgets, ascending and without duplicates."""
         return sorted(set(self.config.budgets))
 
     def _answers(self, space: Space, own: Batch) -> list[list[tuple[Tensor, Tensor]]]:
-        """Of every budget (answers, q_halt) of the best latents, and of the second best where the budget has one; what
-        is measured is added to the sums."""
+        """For every budget, (answers, q_halt) of the best latents and, if there is one, of the second best. Also adds
+        to the sums."""
         config = self.config
         result = search(space, own, self.token_loss, config, config.seed)
         objective, most = Objective(space, own, self.token_loss, config, config.seed), max(config.budgets)
@@ -87,12 +87,14 @@ class ARCLatentSearch(Ballots):
             start = space.start(own)
             solved = objective.solved(start), objective.solved(end)
         move = (end - start).flatten(1).norm(dim=1)
-        self.sums += summed([result.first, result.scores[most], *solved, result.steps, move])
-        found = [[result.latents[budget], *([result.seconds[budget]] if budget else [])] for budget in self.budgets]
-        return [[answered(space, own, z) for z in each] for each in found]
+        self.sums += row_sums([result.first, result.scores[most], *solved, result.steps, move])
+        latents = [
+            [result.latents[budget], *([result.runners_up[budget]] if budget else [])] for budget in self.budgets
+        ]
+        return [[answer(space, own, z) for z in each] for each in latents]
 
     def result(self) -> dict[str, float | None]:
-        """Scores of every budget, and the means of `search/...`."""
+        """Scores of every budget, and the means `search/...`."""
         *sums, rows, seconds = all_reduce_sum(torch.cat((self.sums, torch.tensor([self.seconds])))).tolist()
         values = super().result()
         means = dict(zip(MEASURED, sums, strict=True)) | {"seconds_per_question": seconds}

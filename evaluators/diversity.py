@@ -1,7 +1,7 @@
-"""How diverse a set of texts is: pure functions of counts, of unit vectors and of texts.
+"""Diversity metrics of a set of texts: pure functions of counts, unit vectors and texts.
 
-Vendi, distinct-n and the number of different texts also grow when texts turn into nonsense. They are only worth
-something beside a figure of quality (tasks/animal/evaluation.py has those), and between sets of equal size.
+Vendi, distinct-n and the number of different texts also grow when texts turn into nonsense. Read them together with a
+quality metric (see tasks/animal/evaluation.py), and compare only sets of equal size.
 
 Shapes: n texts, d features, k classes. Vectors have length 1, or 0 for a text without features; entropies in nats.
 """
@@ -34,14 +34,16 @@ def entropy(counts: Sequence[float] | Floats) -> float:
 
 
 def kl_to_uniform(counts: Sequence[float] | Floats) -> float | None:
-    """KL divergence of a histogram from the uniform one over all its k classes: log k - entropy. None for no counts."""
+    """KL divergence from a histogram to the uniform one over its k classes: log k - entropy. None without counts."""
     counts = np.asarray(counts, dtype=np.float64)
     return max(0.0, math.log(len(counts)) - entropy(counts)) if counts.sum() else None
 
 
 def kl_interval(counts: Sequence[int]) -> tuple[float, float] | None:
-    """95 % percentile interval of `kl_to_uniform` under multinomial resampling of the counts. It lies above the value
-    where that is near 0: a resampled histogram is never quite flat.
+    """95 % bootstrap percentile interval of `kl_to_uniform`, by multinomial resampling of the counts.
+
+    It lies above the value if that is near 0, since a resampled histogram is never exactly uniform. None without
+    counts.
     """
     total = int(sum(counts))
     if not total:
@@ -58,21 +60,23 @@ def kl_interval(counts: Sequence[int]) -> tuple[float, float] | None:
 
 
 def vendi(vectors: Floats) -> float:
-    """Vendi score of vectors [n, d], the effective number of different texts: exp of the entropy of the eigenvalues of
-    K / n, where K holds the cosines (arXiv 2210.02410). n equal texts -> 1, n orthogonal ones -> n, none -> 0.
+    """Vendi score of vectors [n, d], the effective number of different texts (arXiv 2210.02410).
+
+    exp of the entropy of the eigenvalues of K / n, K the cosine matrix. n equal texts -> 1, n orthogonal -> n, none ->
+    0.
     """
     n = len(vectors)
     if not n:
         return 0.0
     unit = np.asarray(vectors, dtype=np.float64)
-    small = unit @ unit.T if n <= unit.shape[1] else unit.T @ unit  # the same eigenvalues but for zeros
+    small = unit @ unit.T if n <= unit.shape[1] else unit.T @ unit  # same non-zero eigenvalues
     values = np.linalg.eigvalsh(small / n)
-    empty = 1 - float(np.square(unit).sum()) / n  # texts without features are alike, and unlike all others
+    empty = 1 - float(np.square(unit).sum()) / n  # texts without features count as equal to each other only
     return math.exp(entropy(np.clip([*values.tolist(), empty], 0.0, None)))
 
 
 def mean_distance(vectors: Floats) -> float | None:
-    """Mean cosine distance (1 - cosine) of two different texts; None for fewer than two."""
+    """Mean cosine distance (1 - cosine) over pairs of different texts; None for fewer than two texts."""
     n = len(vectors)
     if n < 2:
         return None
@@ -81,16 +85,16 @@ def mean_distance(vectors: Floats) -> float | None:
 
 
 def classes(vectors: Floats, kinds: Sequence[Any], threshold: float = 0.85) -> list[int]:
-    """Which class each text belongs to: that of the first text before it that is of the same kind and has a cosine of
-    at least `threshold` with it, and that began a class itself; else a new one.
+    """Greedy clustering: each text joins the first class of the same kind whose first member has a cosine of at least
+    `threshold` with it, else starts a new class. Returns the class of each text.
     """
     first: list[int] = []
     labels: list[int] = []
     for row, kind in enumerate(kinds):
         alike = (
             number
-            for number, begun in enumerate(first)
-            if kinds[begun] == kind and float(vectors[row] @ vectors[begun]) >= threshold
+            for number, member in enumerate(first)
+            if kinds[member] == kind and float(vectors[row] @ vectors[member]) >= threshold
         )
         label = next(alike, len(first))
         if label == len(first):
@@ -100,19 +104,19 @@ def classes(vectors: Floats, kinds: Sequence[Any], threshold: float = 0.85) -> l
 
 
 def utility(labels: Sequence[int], utilities: Sequence[float], p: float = PATIENCE) -> float:
-    """What k samples in their order are worth to a reader who tires, and whom a sample of a known class gives nothing:
+    """Cumulative utility of k samples to a reader with limited patience, who gains nothing from a known class:
 
         utility_k = (1 - p) / (1 - p^k) * sum over i of p^(i-1) * [class i is new] * u_i
 
-    `labels` and `utilities` u_i have k entries. 1 where all are new and worth 1; (1 - p) / (1 - p^k) where all are of
-    one class. A class is used up only by a sample that is worth something.
+    `labels` and `utilities` u_i have k entries. 1 if all classes are new and all u_i = 1; (1 - p) / (1 - p^k) if all
+    samples are of one class. Samples of utility 0 do not make their class known.
     """
     seen: set[int] = set()
     total = 0.0
-    for place, (label, worth) in enumerate(zip(labels, utilities, strict=True)):
-        if worth and label not in seen:
+    for index, (label, value) in enumerate(zip(labels, utilities, strict=True)):
+        if value and label not in seen:
             seen.add(label)
-            total += p**place * worth
+            total += p**index * value
     return total * (1 - p) / (1 - p ** len(labels)) if labels else 0.0
 
 
@@ -120,7 +124,7 @@ def utility(labels: Sequence[int], utilities: Sequence[float], p: float = PATIEN
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and signs, as n-grams are made of them."""
+    """Split into lower-case words and punctuation marks, for n-grams."""
     spaced = "".join(char if char.isalnum() or char == "'" else f" {char} " for char in text.lower())
     return spaced.split()
 
@@ -130,14 +134,14 @@ def ngrams(tokens: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Distinct-n: different n-grams of words over all n-grams (arXiv 1510.03055); None where there are none."""
+    """Distinct-n: number of different n-grams over all n-grams (arXiv 1510.03055); None if there are none."""
     counts = Counter(gram for text in texts for gram in ngrams(words(text), n))
     return len(counts) / counts.total() if counts else None
 
 
 def self_bleu(texts: Sequence[str], order: int = 4, limit: int = 200) -> float | None:
-    """Mean BLEU of each text with all others as references (arXiv 1802.01886), of the first `limit` texts: lower is
-    more diverse, 1 where all are equal. Counts of n-grams of two words and more are smoothed by one (Lin and Och 2004).
+    """Self-BLEU: mean BLEU of each of the first `limit` texts against all others (arXiv 1802.01886). Lower is more
+    diverse; 1 if all are equal. Counts of n-grams of two and more words are smoothed by one (Lin and Och 2004).
 
     None for fewer than two texts.
     """
@@ -151,7 +155,7 @@ def self_bleu(texts: Sequence[str], order: int = 4, limit: int = 200) -> float |
 
 
 def _two_largest(table: Sequence[Counter[Any]]) -> dict[Any, tuple[int, int]]:
-    """n-gram -> the largest and the next of its counts in the texts, so that a text can be left out."""
+    """The two largest counts of each n-gram over the texts, so that any one text can be left out."""
     largest: dict[Any, tuple[int, int]] = {}
     for counts in table:
         for gram, count in counts.items():
@@ -184,6 +188,6 @@ def _bleu(row: int, tokens: Any, lengths: Counter[int], tables: Any, best: Any) 
 
 
 def compression_ratio(texts: Sequence[str]) -> float | None:
-    """Bytes of all texts over their bytes after zlib: higher is more repetitive (arXiv 2403.00553). None for none."""
+    """Size of all texts over their size after zlib: higher is more repetitive (arXiv 2403.00553). None without text."""
     raw = "\n".join(texts).encode()
     return len(raw) / len(zlib.compress(raw, 9)) if raw else None

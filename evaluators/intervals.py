@@ -1,4 +1,4 @@
-"""How far a measured share can be from the true one."""
+"""Confidence intervals of proportions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from statistics import NormalDist
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval (low, high) of a share of `successes` among `trials` independent ones.
+    """Wilson score interval (low, high) of a proportion with `successes` in `trials` independent trials.
 
-    The two shares p whose score |s - p| / sqrt(p (1 - p) / n) equals the normal quantile z, where s is the measured
-    share (E. B. Wilson, JASA 22, 1927). Unlike s +- z * sigma it stays within [0, 1] and is informative at s = 0 and
-    s = 1. Without trials it is (0, 1).
+    The two proportions p for which |s - p| / sqrt(p (1 - p) / n) equals the normal quantile z, where s is the measured
+    proportion (E. B. Wilson, JASA 22, 1927). Unlike s +- z * sigma it stays within [0, 1] and is informative at s = 0
+    and s = 1. With no trials it is (0, 1).
 
     Raises:
         ValueError: successes outside [0, trials], or confidence outside (0, 1).
@@ -26,7 +26,7 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
     share, spread = successes / trials, z * z / trials
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    # At the ends the formula is exact on paper and off by a rounding in floating point.
+    # At the ends the formula is exact, but for floating-point rounding.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return low, high

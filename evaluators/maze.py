@@ -1,4 +1,4 @@
-"""Mazes: is the drawn path the reference one, a path at all, a shortest path?
+"""Evaluate mazes: does the answer equal the reference path, is it a valid path, is it a shortest path?
 
 B rows of a batch, T = S * S cells of a maze.
 """
@@ -22,31 +22,31 @@ from evaluators.intervals import wilson
 COLUMNS = ("reference_path", "valid_path", "shortest_path")
 
 
-def shaped_as_mazes(metadata: PuzzleMetadata) -> bool:
-    """Whether a data set has the words and the square grids of mazes."""
+def has_maze_format(metadata: PuzzleMetadata) -> bool:
+    """Whether a data set has the vocabulary and square grids of mazes."""
     return metadata.vocab_size == VOCAB_SIZE and math.isqrt(metadata.seq_len) ** 2 == metadata.seq_len
 
 
 def holds_mazes(split: PuzzleSplit) -> bool:
-    """Whether it also has one start and one goal in each of its first examples: 4x4 Sudokus are shaped as mazes."""
-    if not shaped_as_mazes(split.metadata):
+    """Whether the first examples also have exactly one start and one goal, since 4x4 Sudokus have the same format."""
+    if not has_maze_format(split.metadata):
         return False
     first = np.asarray(split.inputs[:64])
     return all(((first == end).sum(axis=1) == 1).all() for end in (START, GOAL))
 
 
 def grids(tokens: Tensor) -> np.ndarray:
-    """[N, S * S] -> [N, S, S] on the host."""
+    """Reshape tokens [N, S * S] to grids [N, S, S], on the host."""
     side = math.isqrt(tokens.shape[1])
     return tokens.cpu().numpy().reshape(-1, side, side)
 
 
 class ShortestPath:
-    """Shares of mazes: `reference_path` is the answer of the data set cell by cell (the published figure),
-    `shortest_path` any path of the least length, `valid_path` any path without detours or strays; the latter two with
-    the rest of the maze left as it is. A maze can have several shortest paths, of which a data set holds one.
+    """Shares of mazes: `reference_path` equals the label in every cell (the published metric), `shortest_path` is any
+    path of minimal length, `valid_path` any path without detours or stray cells; the latter two must leave the rest of
+    the maze unchanged. A maze can have several shortest paths, of which the data set stores one.
 
-    `shortest_path_low` and `_high` are its 95 % Wilson interval; `mazes` is how many were judged.
+    `shortest_path_low` and `_high` are its 95 % Wilson interval; `mazes` is the number of mazes.
     """
 
     needs_steps: ClassVar[bool] = False
@@ -55,7 +55,7 @@ class ShortestPath:
         self.begin()
 
     def begin(self, splits: Sequence[Any] = ()) -> None:
-        """Forget what was counted. Raises: UsageError where a split does not hold mazes."""
+        """Reset the counts. Raises: UsageError if a split does not contain mazes."""
         for split in splits:
             if not holds_mazes(split):
                 raise UsageError(
@@ -64,7 +64,7 @@ class ShortestPath:
         self.sums = torch.zeros(len(COLUMNS) + 1, dtype=torch.float64)
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[Any], preds: Tensor, valid_rows: int) -> None:
-        """Judge the first `valid_rows` rows.
+        """Count the first `valid_rows` rows.
 
         Args:
             batch: inputs [B, T], labels [B, T].
@@ -78,7 +78,7 @@ class ShortestPath:
         self.sums += torch.tensor([*counts, int(real.sum())], dtype=torch.float64)
 
     def result(self) -> dict[str, float | None]:
-        """The shares over all ranks, the same on each; None where there was no maze."""
+        """The shares over all ranks, the same on each; None if there were no mazes."""
         *counts, mazes = all_reduce_sum(self.sums.clone()).tolist()
         low, high = wilson(counts[-1], mazes)
         shares = {name: count / mazes if mazes else None for name, count in zip(COLUMNS, counts, strict=True)}

@@ -1,4 +1,4 @@
-"""Better answers from the same weights: several rollouts of each puzzle, one of them chosen without its label.
+"""Test-time scaling: run several rollouts of each puzzle and select one without its label.
 
 N puzzles of a batch, R rollouts, D ACT steps, T positions.
 """
@@ -21,12 +21,12 @@ from engine.fields import Range, check_fields
 from engine.io import UsageError
 from evaluators.intervals import wilson
 from evaluators.maze import grids, holds_mazes
-from evaluators.selection import RULES, Rolled
+from evaluators.selection import RULES, RolloutOutputs
 from evaluators.steps import IGNORE
 
 Kind = Literal["init", "noise", "symmetry"]
 ORACLE = "oracle"
-"""The share of puzzles of which any rollout is right in the end: no rule can choose better."""
+"""Share of puzzles that any rollout solves: an upper bound for every selection rule."""
 
 
 @dataclass(kw_only=True)
@@ -34,19 +34,19 @@ class RolloutsConfig:
     """Settings of `rollouts@Rollouts`."""
 
     rollouts: Annotated[int, Range(low=2)] = 8
-    """Of each puzzle. The first is the model's own, undisturbed."""
+    """Number of rollouts per puzzle; the first is unperturbed."""
     vary: Kind = "init"
-    """How the others differ. init: latents begin as TruncN(0, 1); noise: z += sigma * eps before every ACT step;
-    symmetry: one of the data set, undone in the answer."""
+    """How the other rollouts differ. init: latents start from TruncN(0, 1); noise: z += sigma * eps before every ACT
+    step; symmetry: a random symmetry of the data set, undone in the answer."""
     select: Literal["residual", "q", "first", "vote", "vote_cells"] = "q"
-    """What chooses. residual: the answer that moved least over the last 3 steps; q: the surest; first: the first with q
-    above 0; vote: the answer of most; vote_cells: in each cell that of most."""
+    """Selection rule. residual: smallest change of the logits over the last 3 steps; q: largest q_halt; first: the
+    first with q_halt above 0; vote: the most frequent answer; vote_cells: the most frequent token in each cell."""
     sigma: Annotated[float, Range(above=0)] = 0.3
-    """Of the noise."""
+    """Standard deviation of the noise."""
     steps: Annotated[int | None, Range(low=2)] = None
-    """ACT steps of a rollout; null: arch.halt_max_steps."""
+    """ACT steps per rollout; null: arch.halt_max_steps."""
     seed: Annotated[int, Range(low=0)] = 0
-    """Of starts, noise and symmetries."""
+    """Seed of initial latents, noise and symmetries."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,27 +54,27 @@ class RolloutsConfig:
 
 @dataclass(frozen=True)
 class Figure:
-    """One rule at one breadth and depth."""
+    """Result of one rule with a given number of rollouts and steps."""
 
     rule: str
     rollouts: int
     steps: int
     block_calls: float
-    """Per puzzle, mean."""
+    """Mean per puzzle."""
     exact: float
     low: float
     high: float
     shortest_path: float | None = None
-    """Of mazes: the share answered with any path of the least length, the reference one or another."""
+    """For mazes: share answered with any shortest path, the reference or another."""
 
 
 class Rollouts:
     """Exact accuracy of every rule for 1, 2, 4, … rollouts and a quarter, half and all of the steps.
 
-    Metrics are those of all rollouts and steps: `rollouts/exact_accuracy` (of the rule `select`) with its 95 %
-    interval, `rollouts/plain` (the model's own answer), `rollouts/oracle`, `rollouts/block_calls` per puzzle, and for
-    mazes `rollouts/shortest_path` (any path of the least length). `figures` has the rest. Rules see answers and q
-    values only; labels are taken out of the batch before the model is given it.
+    Metrics use all rollouts and steps: `rollouts/exact_accuracy` (of the rule `select`) with its 95 % interval,
+    `rollouts/plain` (the unperturbed model), `rollouts/oracle`, `rollouts/block_calls` per puzzle, and for mazes
+    `rollouts/shortest_path` (any shortest path). `figures` has the rest. Rules see only answers, q values and
+    residuals; labels are removed from the batch before it is given to the model.
     """
 
     Config: ClassVar[type] = RolloutsConfig
@@ -85,18 +85,18 @@ class Rollouts:
         self.begin()
 
     def attach(self, model: Any, loss_head: Any) -> None:
-        """The model that is rolled out. Raises: UsageError for one without ACT steps enough."""
+        """Set the model. Raises: UsageError if it takes fewer than 2 ACT steps."""
         self.model = model
         if self.steps < 2:
             raise UsageError("rollouts need 2 ACT steps or more (arch.halt_max_steps=1, or --steps 1)")
 
     @property
     def steps(self) -> int:
-        """ACT steps of a rollout."""
+        """ACT steps per rollout."""
         return self.config.steps or int(self.model.halt_max_steps)
 
     def begin(self, splits: Sequence[Any] = ()) -> None:
-        """Forget what was counted. Raises: UsageError where symmetries are asked for and a data set declares none."""
+        """Reset the counts. Raises: UsageError for vary=symmetry if a data set declares no symmetries."""
         self.draw: Draw | None = None
         if self.config.vary == "symmetry":
             for split in splits:
@@ -112,7 +112,7 @@ class Rollouts:
         """(rule, rollouts, steps) -> [steps needed, exact, any shortest path]"""
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[Any], preds: Tensor, valid_rows: int) -> None:
-        """Roll out the first `valid_rows` rows, as many rollouts at once as the batch has rows, and count."""
+        """Run and count rollouts of the first `valid_rows` rows, in chunks no larger than the batch."""
         together = max(1, batch["inputs"].shape[0] // self.config.rollouts)
         for low in range(0, valid_rows, together):
             part = {name: value[low : min(low + together, valid_rows)] for name, value in batch.items()}
@@ -120,21 +120,21 @@ class Rollouts:
             self._count(self.roll(part), part["inputs"], labels)
 
     @torch.no_grad()
-    def roll(self, puzzles: Mapping[str, Tensor]) -> Rolled:
-        """All rollouts of puzzles without labels (inputs [N, T], what else a row of the batch has)."""
+    def roll(self, puzzles: Mapping[str, Tensor]) -> RolloutOutputs:
+        """Run all rollouts of a batch of puzzles (inputs [N, T], ...) without labels."""
         count, width = self.config.rollouts, len(puzzles["inputs"])
         rows = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in puzzles.items()}
         seed = int(keyed_numpy(self.config.seed, f"rollouts/{self.config.vary}", 0).integers(1 << 62))
         keys = self.model.rollout_keys(puzzles["inputs"], count, seed)
         symmetry = self._symmetry(keys.tolist(), width)
         if symmetry is not None:
-            turned = symmetry.apply(rows["inputs"].cpu().numpy())
-            rows["inputs"] = torch.from_numpy(turned).to(rows["inputs"])
+            transformed = symmetry.apply(rows["inputs"].cpu().numpy())
+            rows["inputs"] = torch.from_numpy(transformed).to(rows["inputs"])
         rows["labels"] = torch.full_like(rows["inputs"], IGNORE)
         plain = torch.arange(count * width, device=keys.device) < width
         vary = self.model.variation(self.config.vary, keys, plain, self.config.sigma)
         halting, self.model.eval_halting = self.model.eval_halting, "fixed"
-        answers, q, moved, before = [], [], [], None
+        answers, q, residuals, previous = [], [], [], None
         try:
             for output in self.model.think(rows, self.steps, vary):
                 logits = output.logits
@@ -143,17 +143,17 @@ class Rollouts:
                     answer = torch.from_numpy(symmetry.undo(answer.cpu().numpy())).to(answer)
                 answers.append(answer.view(count, width, -1))
                 q.append(output.q_halt_logits.view(count, width))
-                away = q[-1].new_full((count * width,), math.inf)
-                if before is not None:
-                    away = torch.linalg.vector_norm((logits - before).float(), dim=-1).mean(dim=-1)
-                moved.append(away.view(count, width))
-                before = logits
+                residual = q[-1].new_full((count * width,), math.inf)
+                if previous is not None:
+                    residual = torch.linalg.vector_norm((logits - previous).float(), dim=-1).mean(dim=-1)
+                residuals.append(residual.view(count, width))
+                previous = logits
         finally:
             self.model.eval_halting = halting
-        return Rolled(torch.stack(answers, dim=1), torch.stack(q, dim=1), torch.stack(moved, dim=1))
+        return RolloutOutputs(torch.stack(answers, dim=1), torch.stack(q, dim=1), torch.stack(residuals, dim=1))
 
     def _symmetry(self, keys: Sequence[int], plain: int) -> Drawn | None:
-        """Symmetries of all rows, of which the first `plain` leave everything where it is."""
+        """Random symmetries of all rows, the identity for the first `plain`."""
         if self.draw is None:
             return None
         drawn = [self.draw(1, np.random.default_rng(key % (1 << 64))) for key in keys]
@@ -162,41 +162,41 @@ class Rollouts:
         return Drawn(cells, words)
 
     def _grid(self) -> Iterator[tuple[int, int]]:
-        """(rollouts, steps) that figures are made of."""
-        most, steps = self.config.rollouts, self.steps
-        breadths = sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
+        """All (rollouts, steps) of `figures`."""
+        count, steps = self.config.rollouts, self.steps
+        breadths = sorted({1 << power for power in range(count.bit_length()) if 1 << power <= count} | {count})
         for depth in sorted({max(1, steps // 4), max(1, steps // 2), steps}):
             yield from ((breadth, depth) for breadth in breadths)
 
-    def _count(self, rolled: Rolled, inputs: Tensor, labels: Tensor) -> None:
+    def _count(self, outputs: RolloutOutputs, inputs: Tensor, labels: Tensor) -> None:
         scored = labels != IGNORE
         real = scored.any(dim=-1)
         self.examples += real.sum().cpu()
 
-        def right(answers: Tensor) -> Tensor:
-            """Which of the answers [N, T] are exact, and which any shortest path; [2, N]."""
+        def score(answers: Tensor) -> Tensor:
+            """Whether answers [N, T] are exact, and whether they are a shortest path: bool [2, N]."""
             exact = ((answers == labels) | ~scored).all(dim=-1)
             return torch.stack([exact, self._is_shortest(inputs, answers)]) & real
 
         depths = {depth for _, depth in self._grid()}
-        ends = {depth: torch.stack([right(answers) for answers in rolled.answers[:, depth - 1]]) for depth in depths}
+        ends = {depth: torch.stack([score(answers) for answers in outputs.answers[:, depth - 1]]) for depth in depths}
         for breadth, depth in self._grid():
-            cut = rolled.cut(breadth, depth)
-            counted = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
+            cut = outputs.cut(breadth, depth)
+            counted = {rule: (score(answers), used) for rule, (answers, used) in _chosen(cut).items()}
             counted[ORACLE] = (ends[depth][:breadth].any(dim=0), torch.full_like(real, depth, dtype=torch.int64))
-            for rule, (rights, used) in counted.items():
-                sums = torch.stack([(used * real).sum(), *rights.sum(dim=1)]).double().cpu()
+            for rule, (scores, used) in counted.items():
+                sums = torch.stack([(used * real).sum(), *scores.sum(dim=1)]).double().cpu()
                 name = (rule, breadth, depth)
                 self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
     def _is_shortest(self, inputs: Tensor, answers: Tensor) -> Tensor:
-        """Whether an answer [N, T] is a shortest path of its maze; bool [N], False of other puzzles."""
+        """Whether answers [N, T] are shortest paths of their mazes: bool [N], False for other puzzles."""
         if not self.mazes:
             return torch.zeros(len(answers), dtype=torch.bool, device=answers.device)
         return torch.from_numpy(judge(grids(inputs), grids(answers)).shortest).to(answers.device)
 
     def figures(self) -> list[Figure]:
-        """All rules at all breadths and depths, over all ranks; the same list on each."""
+        """Results of all rules at all numbers of rollouts and steps, over all ranks; the same list on each."""
         examples = float(all_reduce_sum(self.examples.clone()))
         if not examples:
             return []
@@ -204,15 +204,15 @@ class Rollouts:
         out = []
         for breadth, depth in self._grid():
             for rule in (*RULES, ORACLE):
-                used, right, shortest = all_reduce_sum(self.sums.get((rule, breadth, depth), empty).clone()).tolist()
+                used, exact, shortest = all_reduce_sum(self.sums.get((rule, breadth, depth), empty).clone()).tolist()
                 calls = breadth * used / examples * self.model.block_calls
-                low, high = wilson(right, examples)
-                found = shortest / examples if self.mazes else None
-                out.append(Figure(rule, breadth, depth, calls, right / examples, low, high, found))
+                low, high = wilson(exact, examples)
+                shortest_path = shortest / examples if self.mazes else None
+                out.append(Figure(rule, breadth, depth, calls, exact / examples, low, high, shortest_path))
         return out
 
     def result(self) -> dict[str, float | None]:
-        """The metrics; None where there was nothing to count."""
+        """The metrics; None if there were no examples."""
         end = {(f.rule, f.rollouts): f for f in self.figures() if f.steps == self.steps}
         if not end:
             return {"rollouts/exact_accuracy": None}
@@ -228,5 +228,5 @@ class Rollouts:
         }
 
 
-def _chosen(rolled: Rolled) -> dict[str, tuple[Tensor, Tensor]]:
-    return {name: rule(rolled) for name, rule in RULES.items()}
+def _chosen(outputs: RolloutOutputs) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: rule(outputs) for name, rule in RULES.items()}

@@ -1,4 +1,4 @@
-"""Which of several rollouts of a puzzle to answer with, from the rollouts alone: no label comes near this module.
+"""Rules that select one of several rollouts of a puzzle as the answer, without labels.
 
 R rollouts, D ACT steps, N puzzles, T positions.
 """
@@ -12,75 +12,75 @@ import torch
 from torch import Tensor
 
 LAST = 3
-"""Steps that the residual is a mean of."""
+"""Number of final steps that the residual is averaged over."""
 
 
 @dataclass(frozen=True)
-class Rolled:
-    """What the rollouts said."""
+class RolloutOutputs:
+    """Outputs of the rollouts at every ACT step."""
 
     answers: Tensor
     """[R, D, N, T]"""
     q: Tensor
-    """Logit of the halting head, [R, D, N]: how sure the model is of its answer."""
-    moved: Tensor
-    """Mean over positions of the length of logits_t - logits_{t-1}, [R, D, N]; infinite at the first step."""
+    """q_halt [R, D, N]: the model's confidence in its answer."""
+    residual: Tensor
+    """‖logits_t - logits_{t-1}‖ averaged over positions, [R, D, N]; infinite at the first step."""
 
-    def cut(self, rollouts: int, steps: int) -> Rolled:
-        """The first rollouts, the first steps."""
-        return Rolled(*(part[:rollouts, :steps] for part in (self.answers, self.q, self.moved)))
+    def cut(self, rollouts: int, steps: int) -> RolloutOutputs:
+        """The first `rollouts` rollouts and `steps` steps."""
+        return RolloutOutputs(*(part[:rollouts, :steps] for part in (self.answers, self.q, self.residual)))
 
 
 Chosen = tuple[Tensor, Tensor]
-"""(answers [N, T], steps that were needed [N])."""
+"""(answers [N, T], number of steps needed [N])."""
 
 
-def _at(rolled: Rolled, rollout: Tensor, step: Tensor) -> Tensor:
-    return rolled.answers[rollout, step, torch.arange(len(rollout), device=rollout.device)]
+def _at(outputs: RolloutOutputs, rollout: Tensor, step: Tensor) -> Tensor:
+    return outputs.answers[rollout, step, torch.arange(len(rollout), device=rollout.device)]
 
 
-def _all_steps(rolled: Rolled) -> Tensor:
-    _, steps, puzzles = rolled.q.shape
-    return torch.full((puzzles,), steps, device=rolled.q.device)
+def _all_steps(outputs: RolloutOutputs) -> Tensor:
+    _, steps, puzzles = outputs.q.shape
+    return torch.full((puzzles,), steps, device=outputs.q.device)
 
 
-def by_residual(rolled: Rolled) -> Chosen:
-    """The rollout whose answer has moved least over the last steps."""
-    steps = _all_steps(rolled)
-    last = rolled.moved[:, 1:][:, -LAST:] if rolled.moved.shape[1] > 1 else rolled.moved
-    return _at(rolled, last.mean(dim=1).argmin(dim=0), steps - 1), steps
+def by_residual(outputs: RolloutOutputs) -> Chosen:
+    """The rollout of smallest residual over the last steps."""
+    steps = _all_steps(outputs)
+    last = outputs.residual[:, 1:][:, -LAST:] if outputs.residual.shape[1] > 1 else outputs.residual
+    return _at(outputs, last.mean(dim=1).argmin(dim=0), steps - 1), steps
 
 
-def by_q(rolled: Rolled) -> Chosen:
-    """The rollout that is surest in the end."""
-    steps = _all_steps(rolled)
-    return _at(rolled, rolled.q[:, -1].argmax(dim=0), steps - 1), steps
+def by_q(outputs: RolloutOutputs) -> Chosen:
+    """The rollout of largest q_halt at the last step."""
+    steps = _all_steps(outputs)
+    return _at(outputs, outputs.q[:, -1].argmax(dim=0), steps - 1), steps
 
 
-def by_first(rolled: Rolled) -> Chosen:
-    """The rollout that is the first to be willing to halt (q > 0), the surest of several; without one as `by_q`.
+def by_first(outputs: RolloutOutputs) -> Chosen:
+    """The first rollout to halt (q_halt > 0), of several the one of largest q_halt; as `by_q` if none halts.
 
-    All rollouts end at that step.
+    All rollouts stop at that step.
     """
-    willing = (rolled.q > 0).any(dim=0)  # [D, N]
-    steps = torch.where(willing.any(dim=0), willing.int().argmax(dim=0) + 1, _all_steps(rolled))
-    at_step = rolled.q.gather(1, (steps - 1).expand(len(rolled.q), 1, -1))[:, 0]
-    return _at(rolled, at_step.argmax(dim=0), steps - 1), steps
+    halts = (outputs.q > 0).any(dim=0)  # [D, N]
+    steps = torch.where(halts.any(dim=0), halts.int().argmax(dim=0) + 1, _all_steps(outputs))
+    at_step = outputs.q.gather(1, (steps - 1).expand(len(outputs.q), 1, -1))[:, 0]
+    return _at(outputs, at_step.argmax(dim=0), steps - 1), steps
 
 
-def by_vote(rolled: Rolled) -> Chosen:
-    """The answer that most rollouts agree on as a whole; the surest of those with as many."""
-    answers, steps = rolled.answers[:, -1], _all_steps(rolled)
+def by_vote(outputs: RolloutOutputs) -> Chosen:
+    """The answer that most rollouts agree on as a whole; ties go to the largest q_halt."""
+    answers, steps = outputs.answers[:, -1], _all_steps(outputs)
     votes = torch.stack([(answers == answer).all(dim=-1).sum(dim=0) for answer in answers])  # [R, N]
-    return _at(rolled, (votes + 0.5 * torch.sigmoid(rolled.q[:, -1])).argmax(dim=0), steps - 1), steps
+    return _at(outputs, (votes + 0.5 * torch.sigmoid(outputs.q[:, -1])).argmax(dim=0), steps - 1), steps
 
 
-def by_vote_cells(rolled: Rolled) -> Chosen:
-    """In each position what most rollouts have there; the smallest token of those with as many."""
-    return rolled.answers[:, -1].cpu().mode(dim=0).values.to(rolled.answers.device), _all_steps(rolled)
+def by_vote_cells(outputs: RolloutOutputs) -> Chosen:
+    """The most frequent token at each position; ties go to the smallest token."""
+    return outputs.answers[:, -1].cpu().mode(dim=0).values.to(outputs.answers.device), _all_steps(outputs)
 
 
-RULES: dict[str, Callable[[Rolled], Chosen]] = {
+RULES: dict[str, Callable[[RolloutOutputs], Chosen]] = {
     "residual": by_residual,
     "q": by_q,
     "first": by_first,

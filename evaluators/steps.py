@@ -1,4 +1,4 @@
-"""Accuracy after each ACT step: does thinking longer help, and by how much?
+"""Accuracy after each ACT step: how much do more steps help?
 
 B rows of a batch, T sequence length, V vocabulary.
 """
@@ -22,11 +22,11 @@ COLUMNS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "would_halt")
 
 
 class StepOutput(Protocol):
-    """What is read of a model's output after one ACT step."""
+    """Interface of a model's output after one ACT step."""
 
     @property
     def logits(self) -> Tensor | None:
-        """[B, T, V]"""
+        """[B, T, V], or None."""
 
     @property
     def q_halt_logits(self) -> Tensor:
@@ -38,9 +38,9 @@ class PerStepAccuracyConfig:
     """Settings of `steps@PerStepAccuracy`."""
 
     confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
-    """Of the Wilson interval around the exact accuracy."""
+    """Confidence level of the Wilson interval of the exact accuracy."""
     per_step: bool = True
-    """Report every ACT step; false reports the last one's interval only and saves the other steps' output heads."""
+    """Report every ACT step; false: only the interval of the last step, without the output heads of the others."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -49,11 +49,11 @@ class PerStepAccuracyConfig:
 class PerStepAccuracy:
     """Exact and token accuracy after each ACT step, with the interval of the last exact accuracy.
 
-    Metrics, steps counted from 1: `exact_accuracy/step_01`, `accuracy/step_01` (mean over examples of the share of
-    right positions), `q_halt_accuracy/step_01` (the halting head's guess whether the answer is right),
-    `would_halt/step_01` (share of examples at which that head asks to stop), then `exact_accuracy_low`,
-    `exact_accuracy_high` and `examples`. Examples without a scored position do not count. Keeps one row of sums per
-    step, whatever the size of the split.
+    Metrics, with steps counted from 1: `exact_accuracy/step_01`, `accuracy/step_01` (share of correct positions,
+    averaged over examples), `q_halt_accuracy/step_01` (of the halting head's prediction whether the answer is right),
+    `would_halt/step_01` (share of examples that the halting head would stop), then `exact_accuracy_low`,
+    `exact_accuracy_high` and `examples`. Examples without scored positions do not count. Memory does not depend on the
+    size of the split.
     """
 
     Config: ClassVar[type] = PerStepAccuracyConfig
@@ -64,16 +64,16 @@ class PerStepAccuracy:
         self.begin()
 
     def begin(self, splits: Sequence[Any] = ()) -> None:
-        """Forget what was counted; `splits` is not used."""
+        """Reset the counts; `splits` is not used."""
         self.examples = torch.zeros((), dtype=torch.float64)
         self.sums: Tensor | None = None  # [steps, columns] float64 on the CPU: mps has no float64
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
-        """Count the first `valid_rows` rows of one batch, the others being padding.
+        """Count the first `valid_rows` rows of a batch; the rest is padding.
 
         Args:
             batch: labels [B, T], -100 where a position is not scored.
-            steps: the output after each step; the last one's logits may be missing, its answer is `preds`.
+            steps: the output after each step; the last may lack logits, since its answer is `preds`.
             preds: the final answer [at least valid_rows, T].
         """
         labels = batch["labels"][:valid_rows]
@@ -91,7 +91,7 @@ class PerStepAccuracy:
         self.examples += (labels != IGNORE).any(dim=1).sum().cpu()
 
     def result(self) -> dict[str, float | None]:
-        """The metrics over all ranks, the same on each; None where there was nothing to count."""
+        """The metrics over all ranks, the same on each; None if there were no examples."""
         examples = float(all_reduce_sum(self.examples.clone()))
         if self.sums is None or examples == 0:
             return {"examples": examples, "exact_accuracy_low": None, "exact_accuracy_high": None}
@@ -107,7 +107,7 @@ class PerStepAccuracy:
 
 
 def _count(answer: Tensor, labels: Tensor, q_halt: Tensor) -> Tensor:
-    """Sums of the columns over rows that have a scored position: answer, labels [n, T], q_halt [n] -> [columns]."""
+    """Sums of COLUMNS over rows with scored positions: answer, labels [n, T], q_halt [n] -> [columns]."""
     scored = labels != IGNORE
     positions = scored.sum(dim=1)
     right = ((answer == labels) & scored).sum(dim=1)

@@ -1,1 +1,1 @@
-"""What evaluators of few-shot models do with a model at test time: other demonstrations, search, training."""
+"""Test-time adaptation of few-shot models: other demonstrations, latent search, training."""

@@ -1,6 +1,6 @@
-"""Adam's step (arXiv 1412.6980) on tensors that are no parameters, or are restored afterwards.
+"""Functional Adam (arXiv 1412.6980) for tensors that are not parameters, or are restored afterwards.
 
-torch.optim would want `.grad` of the parameters, which belong to training.
+torch.optim would use `.grad` of the parameters, which belongs to training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, zeros_like
 
 
 class Adam:
-    """Moments of some tensors; `step` returns how far to move each along its gradient."""
+    """Adam moments of a list of tensors; `step` returns their updates."""
 
     def __init__(self, like: Sequence[Tensor], *, lr: float, b1: float = 0.9, b2: float = 0.95) -> None:
         self.lr, self.b1, self.b2, self.number = lr, b1, b2, 0
@@ -19,13 +19,13 @@ class Adam:
         self.second = [zeros_like(tensor) for tensor in like]
 
     def step(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """lr · m̂ / (√v̂ + 1e-8) of each tensor: to be added in an ascent, subtracted in a descent."""
+        """lr · m̂ / (√v̂ + 1e-8) for each tensor: add it for ascent, subtract it for descent."""
         self.number += 1
-        moves = []
-        for place, gradient in enumerate(gradients):
-            self.first[place] = self.b1 * self.first[place] + (1 - self.b1) * gradient
-            self.second[place] = self.b2 * self.second[place] + (1 - self.b2) * gradient.square()
-            mean = self.first[place] / (1 - self.b1**self.number)
-            spread = (self.second[place] / (1 - self.b2**self.number)).sqrt()
-            moves.append(self.lr * mean / (spread + 1e-8))
-        return moves
+        updates = []
+        for i, gradient in enumerate(gradients):
+            self.first[i] = self.b1 * self.first[i] + (1 - self.b1) * gradient
+            self.second[i] = self.b2 * self.second[i] + (1 - self.b2) * gradient.square()
+            mean = self.first[i] / (1 - self.b1**self.number)
+            rms = (self.second[i] / (1 - self.b2**self.number)).sqrt()
+            updates.append(self.lr * mean / (rms + 1e-8))
+        return updates

@@ -1,4 +1,4 @@
-"""Several ways of answering the same questions, each with votes and scores of its own in one report."""
+"""Base of evaluators that answer the same questions in several ways, each with its own votes and scores."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from dataset.format import PuzzleSplit
 from engine.errors import UsageError
 from engine.fields import Range, check_fields
-from evaluators.adaptation.examples import Batch, TokenLoss, rows_of
+from evaluators.adaptation.examples import Batch, TokenLoss, select_rows
 from evaluators.arc import ARC, ARCConfig
 
 
 @dataclass(kw_only=True)
 class BallotsConfig:
-    """What evaluators have in common that ask a few-shot model in several ways."""
+    """Settings shared by evaluators that answer in several ways."""
 
     submission_K: Annotated[int, Range(1)] = 2
     """Attempts per test grid in the score with an interval (that of the first attempt has one too)."""
@@ -41,9 +41,9 @@ class BallotsConfig:
 
 
 class Ballots(ABC):
-    """The base of evaluators that answer in several ways (`LABELS`), in each of which augmented copies vote.
+    """Base class of evaluators that answer in several ways (`labels`); within each, augmented copies vote.
 
-    Metrics are `ARC_CLASS_LEAKAGE/LABEL/...`, with the protocol class of each way. `attach` gives them the model.
+    Metrics are `ARC_CLASS_LEAKAGE/LABEL/...`, with the protocol class of each way. Call `attach` before `begin`.
     """
 
     needs_steps = False
@@ -55,7 +55,8 @@ class Ballots(ABC):
         self.votes: dict[str, ARC] = {}
 
     def attach(self, model: Any, loss_head: Any) -> None:
-        """The model that is evaluated, and the loss head whose `token_loss` it is trained with."""
+        """Set the model to evaluate, and the token loss it was trained with. Raises: UsageError for a model without a
+        demonstration encoder."""
         if not hasattr(model, "decode_with_context"):
             raise UsageError(
                 f"evaluators: {type(self).__name__} needs a model that is shown demonstrations, which "
@@ -66,10 +67,10 @@ class Ballots(ABC):
 
     @abstractmethod
     def labels(self) -> dict[str, str]:
-        """Way of answering -> protocol class: i, or ii where the model is fitted to the task."""
+        """Way of answering -> protocol class: i, or ii if the model is fitted to the task."""
 
     def begin(self, splits: Sequence[PuzzleSplit]) -> None:
-        """Forget the votes, and get ready for these splits. Raises: UsageError."""
+        """Reset the votes and prepare for these splits. Raises: UsageError."""
         if self.model is None:
             raise UsageError(f"evaluators: {type(self).__name__} is for pretrain_etrm.py: it needs the model")
         config = self.config
@@ -81,13 +82,14 @@ class Ballots(ABC):
             first = first or vote
         self._first_copies = _first_copies(splits, config.max_augmentations or 1)
 
-    def chosen(self, batch: Mapping[str, Tensor], valid_rows: int) -> Tensor:
-        """The rows that are asked, [n] ascending: real ones, of the first `max_augmentations` copies of their task."""
+    def select(self, batch: Mapping[str, Tensor], valid_rows: int) -> Tensor:
+        """The rows to evaluate, [n] ascending: not padding, and among the first `max_augmentations` copies of a
+        task."""
         rows = torch.arange(valid_rows, device=batch["inputs"].device)
         if self.config.max_augmentations is None or not valid_rows:
             return rows
-        kept = torch.isin(batch["puzzle_identifiers"][:valid_rows].cpu().long(), self._first_copies)
-        return rows[kept.to(rows.device)]
+        selected = torch.isin(batch["puzzle_identifiers"][:valid_rows].cpu().long(), self._first_copies)
+        return rows[selected.to(rows.device)]
 
     def vote(
         self,
@@ -99,17 +101,16 @@ class Ballots(ABC):
         *,
         second: bool = False,
     ) -> None:
-        """Count answers preds [n, T] with q_halt [n] to the questions of `rows` [n], or take them as second choices;
-        a collective."""
+        """Count answers preds [n, T] with q_halt [n] for `rows` [n] as votes, or as second choices; a collective."""
         count = len(batch["inputs"])
         rest = torch.ones(count, dtype=torch.bool, device=rows.device)
         rest[rows] = False
-        asked = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
-        ordered: Batch = rows_of(asked, torch.cat((rows, rest.nonzero()[:, 0])))
+        questions = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
+        ordered: Batch = select_rows(questions, torch.cat((rows, rest.nonzero()[:, 0])))
         self.votes[label].update(ordered, [_Answer(q_halt)], preds, len(rows), second=second)
 
     def result(self) -> dict[str, float | None]:
-        """The metrics of every way, the same on all ranks."""
+        """The metrics of all ways, the same on all ranks."""
         values: dict[str, float | None] = {}
         self.files: dict[str, str] = {}
         for label, vote in self.votes.items():
@@ -120,7 +121,7 @@ class Ballots(ABC):
 
     @property
     def name(self) -> str:
-        """Of the files that it leaves: that of its module."""
+        """Prefix of the files it writes: the name of its module."""
         return type(self).__module__.rpartition(".")[2]
 
 

@@ -1,6 +1,6 @@
-"""The demonstrations of a batch as examples of their own: what can be learned of a task without its answer.
+"""Demonstrations as training examples: everything that can be learned about a task without its answer.
 
-B rows, K demonstrations at most, N demonstrations that exist, T tokens.
+B rows, at most K demonstrations, N existing demonstrations, T tokens.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pairs:
-    """All demonstrations of a batch, each as a question with its answer."""
+    """All demonstrations of a batch, each as an input with labels."""
 
     inputs: Tensor
     """[N, T]"""
     labels: Tensor
-    """[N, T], -100 outside of the answer and its border."""
+    """[N, T], -100 outside the answer and its border."""
     owner: Tensor
-    """[N] int64: the row of the batch."""
+    """[N] int64: row of the batch."""
 
-    def joined(self, others: Sequence[Pairs]) -> Pairs:
-        """These, and the others behind them."""
-        every = [self, *others]
-        return Pairs(*(torch.cat([getattr(one, field.name) for one in every]) for field in fields(Pairs)))
+    def concat(self, others: Sequence[Pairs]) -> Pairs:
+        """Concatenate with others."""
+        parts = [self, *others]
+        return Pairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Pairs)))
 
 
-def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
-    """The demonstrations of a batch, row by row."""
+def demonstration_pairs(batch: Mapping[str, Tensor]) -> Pairs:
+    """The demonstrations of a batch, ordered by row."""
     mask = batch["demo_mask"]
     labels = batch["demo_labels"][mask]
     return Pairs(batch["demo_inputs"][mask], labels.masked_fill(labels == PAD, IGNORE), mask.nonzero()[:, 0])
 
 
 def log_likelihood(logits: Tensor, labels: Tensor, token_loss: TokenLoss) -> Tensor:
-    """Mean log p of the scored positions of each row, [N]: logits [N, T, V], labels [N, T]."""
+    """Mean log p [N] over the scored positions of each row; logits [N, T, V], labels [N, T]."""
     scored = (labels != IGNORE).sum(-1).clamp(min=1)
     return -token_loss(logits, labels).sum(-1) / scored
 
 
-def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether every scored position is right, [N] bool."""
+def all_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether all scored positions of a row are correct, [N] bool."""
     return ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(-1)
 
 
 def leave_one_out(batch: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
-    """Every demonstration as a question that is shown the others: a batch of N rows, and their rows in `batch` [N].
+    """Leave-one-out batch: each demonstration as a question with the others as demonstrations.
 
-    Rows with a single demonstration give none: there is nothing to show.
+    Returns a batch of N rows and their rows in `batch` [N]. Rows with a single demonstration are left out.
     """
     mask = batch["demo_mask"] & (batch["demo_mask"].sum(1, keepdim=True) > 1)
     owner, place = mask.nonzero().unbind(1)
@@ -76,15 +76,15 @@ def leave_one_out(batch: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
     return out, owner
 
 
-def rows_of(batch: Mapping[str, Tensor], rows: Tensor) -> Batch:
-    """Some rows of a batch, in this order."""
+def select_rows(batch: Mapping[str, Tensor], rows: Tensor) -> Batch:
+    """Select rows of a batch, in the given order."""
     return {name: values[rows] for name, values in batch.items()}
 
 
-def augmented(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Grids at the top left of n canvases [n, T], transformed (tids [n]) and recoloured (tables [n, 10]), likewise.
+def augment(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Transform (tids [n]) and recolour (tables [n, 10]) the grids at the top left of n canvases [n, T].
 
-    Canvases without a grid stay blank.
+    The results are at the top left too. Canvases without a grid stay blank.
     """
     canvases, heights, widths = transform(*crop_all(tokens), tids)
     side = canvases.shape[-1]
@@ -97,26 +97,26 @@ def augmented(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> np.nd
     return out.reshape(len(tokens), -1).astype(tokens.dtype)
 
 
-def changed(pairs: Pairs, tid: int, table: np.ndarray) -> Pairs:
-    """The same demonstrations under one transform and one new colour of each colour [10]."""
+def augment_pairs(pairs: Pairs, tid: int, table: np.ndarray) -> Pairs:
+    """Apply one transform and one recolouring (new colour of each colour, [10]) to all demonstrations."""
     count, device = len(pairs.owner), pairs.inputs.device
     grids = [pairs.inputs, pairs.labels.masked_fill(pairs.labels == IGNORE, PAD)]
     out = [
-        torch.from_numpy(augmented(grid.cpu().numpy(), np.full(count, tid), np.tile(table, (count, 1)))).to(device)
+        torch.from_numpy(augment(grid.cpu().numpy(), np.full(count, tid), np.tile(table, (count, 1)))).to(device)
         for grid in grids
     ]
     return Pairs(out[0], out[1].masked_fill(out[1] == PAD, IGNORE), pairs.owner)
 
 
 def draw_augmentations(generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(transforms [count], new colour of each colour [count, 10]); the background stays."""
+    """Draw (transforms [count], recolourings [count, 10]); the background colour is kept."""
     tables = np.zeros((count, COLOURS), dtype=np.int64)
     tables[:, 1:] = 1 + generator.permuted(np.tile(np.arange(COLOURS - 1), (count, 1)), axis=1)
     return generator.integers(8, size=count), tables
 
 
 class Originals:
-    """The demonstrations of the first puzzle (the task as it is) of each group of an evaluation."""
+    """Demonstrations of the unaugmented puzzle, the first of its group, of each task of an evaluation."""
 
     def __init__(self, splits: Sequence[PuzzleSplit]) -> None:
         self.splits = list(splits)
@@ -126,7 +126,7 @@ class Originals:
         return int(self._ends[-1])
 
     def shown(self, groups: np.ndarray) -> dict[str, Any]:
-        """demo_inputs, demo_labels [n, K, T] and demo_mask [n, K] of these groups [n], as arrays."""
+        """demo_inputs, demo_labels [n, K, T] and demo_mask [n, K] of groups [n], as arrays."""
         places = np.searchsorted(self._ends, groups, side="right")
         out: dict[str, np.ndarray] = {}
         for number in np.unique(places):

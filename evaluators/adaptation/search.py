@@ -1,14 +1,14 @@
-"""Search for the latent that explains the demonstrations best, before the question is asked (LPN, arXiv 2411.08706).
+"""Search for the latent that best explains the demonstrations, before answering the question (LPN, arXiv 2411.08706).
 
     S(z) = Σ_i mean_cells log p(y_i | x_i, z)  −  λ/2 ‖z − z₀‖²,      i over the demonstrations of a row
 
-With `demo_augs` a term of the sum is the mean over the demonstration and its turned and recoloured copies: a z that
-spells out the answers of the demonstrations, and not their rule, scores less.
+With `demo_augs` each term is the mean over the demonstration and its transformed and recoloured copies, so that a z
+that encodes the outputs of the demonstrations rather than their rule scores lower.
 
-z is the latent of a variational encoder, or the context itself. Rows are independent of one another: the score, the
-clipped gradient and Adam's moments are those of a row, so the batch that a row comes in changes nothing but rounding.
+z is the latent of a variational encoder, or the context itself. Rows are independent: score, clipped gradient and Adam
+moments are per row, so the rest of the batch changes nothing but rounding.
 
-B rows, K demonstrations at most, N demonstrations that exist, M copies of each, R iterates of all starts.
+B rows, at most K demonstrations, N existing demonstrations, M copies of each, R iterates over all starts.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from evaluators.adaptation.examples import (
     Batch,
     Pairs,
     TokenLoss,
-    changed,
+    all_correct,
+    augment_pairs,
+    demonstration_pairs,
     draw_augmentations,
     leave_one_out,
     log_likelihood,
-    pairs_of,
-    right,
-    rows_of,
+    select_rows,
 )
 
 _NO_GRADIENT = Inert("mode=random_search", "mode=random_search follows no gradient")
 _NO_COPIES = Inert("demo_augs=0", "demo_augs=0 scores no copies")
 TURNS = len(SWAPS) - 1
-"""Ways to turn or mirror a grid, beside leaving it."""
+"""Number of rotations and reflections of a grid, without the identity."""
 
 
 @dataclass(kw_only=True)
@@ -99,7 +99,7 @@ class SearchConfig:
 
 
 class Space:
-    """What is searched in: `start(batch) -> z₀` and `context(z)`; z has at least float32."""
+    """Search space: the latent, or the context. z has at least float32."""
 
     def __init__(self, model: Any, kind: str = "latent") -> None:
         self.model = model
@@ -107,14 +107,15 @@ class Space:
 
     @torch.no_grad()
     def start(self, batch: Batch) -> Tensor:
-        """[B, Z], or [B, C, D] of an encoder without a latent."""
+        """Starting point z₀ [B, Z], or [B, C, D] for an encoder without a latent."""
         encoded = self.model.encode(batch)
         out: Tensor = encoded.latent if self.latent else encoded.context
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     @torch.no_grad()
     def single(self, batch: Batch) -> list[Tensor]:
-        """The means of a row's posteriors, [B, Z] each, if they are several; where there is none, the start."""
+        """The mean of each posterior, [B, Z] each, if there are several; rows without that demonstration get the
+        start."""
         encoded = self.model.encode(batch) if self.latent else None
         if encoded is None or encoded.mu.shape[1] == 1:
             return []
@@ -124,22 +125,22 @@ class Space:
         return [mean.to(start.dtype) for mean in means.unbind(1)]
 
     def context(self, z: Tensor) -> Tensor:
-        """[B, C, D]"""
+        """Decode z to a context [B, C, D]."""
         out: Tensor = self.model.encoder.context_of(z) if self.latent else z
         return out
 
 
 class Objective:
-    """S(z) of each row of a batch."""
+    """The score S(z) of each row of a batch."""
 
     def __init__(self, space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int = 0) -> None:
         self.space, self.token_loss, self.act_steps = space, token_loss, config.act_steps
-        self.pairs, self.rows = pairs_of(batch), len(batch["inputs"])
+        self.pairs, self.rows = demonstration_pairs(batch), len(batch["inputs"])
         self.scored = with_copies(self.pairs, config, seed)
         self.share = 1 / (1 + config.demo_augs)
 
     def logits(self, z: Tensor, pairs: Pairs) -> Tensor:
-        """Of every pair, [N, T, V]."""
+        """Logits [N, T, V] of every pair."""
         context = self.space.context(z)[pairs.owner]
         out: Tensor = self.space.model.decode_with_context(
             {"inputs": pairs.inputs}, context, act_steps=self.act_steps
@@ -147,71 +148,71 @@ class Objective:
         return out
 
     def __call__(self, z: Tensor) -> Tensor:
-        """[B]"""
+        """S(z) [B], without the prior term."""
         scores = log_likelihood(self.logits(z, self.scored), self.scored.labels, self.token_loss) * self.share
         return scores.new_zeros(self.rows).index_add(0, self.scored.owner, scores)
 
     def solved(self, z: Tensor) -> Tensor:
-        """The share of a row's own demonstrations that are answered right, [B]."""
-        hits = right(self.logits(z, self.pairs), self.pairs.labels).to(torch.float32)
+        """Share of each row's own demonstrations that are answered correctly, [B]."""
+        hits = all_correct(self.logits(z, self.pairs), self.pairs.labels).to(torch.float32)
         count = torch.zeros(self.rows, device=hits.device).index_add(0, self.pairs.owner, torch.ones_like(hits))
         return torch.zeros_like(count).index_add(0, self.pairs.owner, hits) / count.clamp(min=1)
 
 
 def with_copies(pairs: Pairs, config: SearchConfig, seed: int) -> Pairs:
-    """The demonstrations [N], and behind them M changed copies of each [N + M N]: the same M changes for all.
+    """Append M augmented copies of each demonstration: [N] -> [N + M N].
 
-    What a row finds does not depend on the rows beside it, then.
+    All demonstrations get the same M augmentations, so that a row's result does not depend on the other rows.
     """
     if not config.demo_augs:
         return pairs
     generator = keyed_numpy(seed, "latent_search_copies")
     tids, tables = draw_augmentations(generator, config.demo_augs)
-    if not config.recolour:  # of turns alone none is the demonstration itself, and no two are alike
+    if not config.recolour:  # distinct, and without the identity
         tids, tables = 1 + generator.permutation(TURNS)[: config.demo_augs], np.tile(np.arange(COLOURS), (len(tids), 1))
     elif not config.turn:
         tids = np.zeros_like(tids)
-    return pairs.joined([changed(pairs, tid, table) for tid, table in zip(tids, tables, strict=True)])
+    return pairs.concat([augment_pairs(pairs, tid, table) for tid, table in zip(tids, tables, strict=True)])
 
 
-def pieces_of(batch: Batch, rows: int | None) -> list[Batch]:
-    """A batch cut into pieces of so many rows; None leaves it whole. No pieces of an empty one."""
-    places = torch.arange(len(batch["inputs"]), device=batch["inputs"].device)
-    return [rows_of(batch, piece) for piece in places.split(rows or max(1, len(places))) if len(piece)]
+def split_rows(batch: Batch, rows: int | None) -> list[Batch]:
+    """Split a batch into pieces of at most `rows` rows (None: one piece); an empty batch gives no pieces."""
+    index = torch.arange(len(batch["inputs"]), device=batch["inputs"].device)
+    return [select_rows(batch, piece) for piece in index.split(rows or max(1, len(index))) if len(piece)]
 
 
 @dataclass
 class SearchResult:
-    """The latent that answers after each budget, and what was measured on the way, [B] each."""
+    """The best latents after each budget, with scores and steps [B]."""
 
     latents: dict[int, Tensor]
-    seconds: dict[int, Tensor]
-    """The second best, of budgets above 0."""
+    runners_up: dict[int, Tensor]
+    """The second-best latents, for budgets above 0."""
     first: Tensor
     """S of the start."""
     scores: dict[int, Tensor]
-    """S of what was chosen."""
+    """S of the best latents."""
     steps: Tensor
-    """Updates of what was chosen with the largest budget."""
+    """Number of updates of the best latents at the largest budget."""
 
 
 def iterates(objective: Objective, start: Tensor, config: SearchConfig, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(z, S(z) [B]) of the start and of every update or point after it."""
-    most = max(config.budgets)
+    """(z, S(z) [B]) of the start and of every update (random search: point) after it."""
+    budget = max(config.budgets)
     if config.mode == "random_search":
-        # One set of offsets for all rows: what a row finds does not depend on the rows beside it.
+        # One set of offsets for all rows, so that a row's result does not depend on the other rows.
         generator = keyed_generator(seed, "latent_search")
-        offsets = torch.randn(most, *start.shape[1:], generator=generator).to(start)
+        offsets = torch.randn(budget, *start.shape[1:], generator=generator).to(start)
         points = [start, *(start + config.scale * offset for offset in offsets)]
         with torch.no_grad():
             return [(z, objective(z)) for z in points]
     out: list[tuple[Tensor, Tensor]] = []
     z, adam = start, Adam([start], lr=config.lr, b2=config.b2) if config.optimizer == "adam" else None
-    for number in range(1, most + 2):
+    for number in range(1, budget + 2):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             score = objective(z)
-            if number > most:
+            if number > budget:
                 out.append((z.detach(), score.detach()))
                 break
             pull = config.prior_weight * 0.5 * (z - start).square().flatten(1).sum(1)
@@ -219,13 +220,15 @@ def iterates(objective: Objective, start: Tensor, config: SearchConfig, seed: in
         out.append((z.detach(), score.detach()))
         norm = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.dim() - 1))
         gradient = gradient * (config.clip / norm.clamp(min=config.clip))
-        left = math.sqrt(0.5 * (1 + math.cos(math.pi * (number - 1) / most))) if config.lr_schedule == "cosine" else 1.0
-        z = z.detach() + left * (config.lr * gradient if adam is None else adam.step([gradient])[0])
+        decay = 1.0
+        if config.lr_schedule == "cosine":
+            decay = math.sqrt(0.5 * (1 + math.cos(math.pi * (number - 1) / budget)))
+        z = z.detach() + decay * (config.lr * gradient if adam is None else adam.step([gradient])[0])
     return out
 
 
 def all_iterates(objective: Objective, batch: Batch, config: SearchConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """z [R, B, ...], S(z) [R, B] and the number of updates [R] of every iterate, those of the encoder's start first."""
+    """z [R, B, ...], S(z) [R, B] and number of updates [R] of all iterates; those of the encoder's start come first."""
     start = objective.space.start(batch)
     starts = [start]
     if config.mode == "gradient_ascent":
@@ -233,66 +236,65 @@ def all_iterates(objective: Objective, batch: Batch, config: SearchConfig, seed:
         offsets = torch.randn(config.num_perturbations, *start.shape[1:], generator=generator).to(start)
         starts += [start + config.scale * offset for offset in offsets]
         starts += objective.space.single(batch) if config.include_all_latents else []
-    found = [iterates(objective, each, config, seed) for each in starts]
-    points, scores = (torch.stack([pair[part] for path in found for pair in path]) for part in (0, 1))
-    return points, scores, torch.arange(len(found[0]), device=scores.device).repeat(len(found))
+    paths = [iterates(objective, each, config, seed) for each in starts]
+    points, scores = (torch.stack([pair[part] for path in paths for pair in path]) for part in (0, 1))
+    return points, scores, torch.arange(len(paths[0]), device=scores.device).repeat(len(paths))
 
 
 def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int = 0) -> SearchResult:
-    """The best latent of each row after each budget. No parameter of the model changes.
+    """Search for the best latent of each row after each budget. The model is not changed.
 
-    With `select=leave_one_out` the number of updates is the one after which a demonstration that is left out of start
-    and score is answered best, on the average over all of a row's; rows with a single demonstration keep the start.
+    With `select=leave_one_out` the number of updates is chosen by how well a held-out demonstration is answered,
+    averaged over the demonstrations of a row; rows with a single demonstration keep the start.
     """
     points, scores, updates = all_iterates(Objective(space, batch, token_loss, config, seed), batch, config, seed)
-    worth = scores
+    criterion = scores
     if config.select == "leave_one_out":
         held_out = held_out_scores(space, batch, token_loss, config, seed)
-        worth = torch.zeros_like(scores) if held_out is None else held_out
+        criterion = torch.zeros_like(scores) if held_out is None else held_out
     rows = torch.arange(scores.shape[1], device=scores.device)
-    latents, seconds, chosen, steps = {}, {}, {}, torch.zeros_like(rows)
+    latents, runners_up, best_scores, steps = {}, {}, {}, torch.zeros_like(rows)
     for budget in sorted(set(config.budgets)):
-        reached = (updates <= budget).nonzero()[:, 0] if budget else rows.new_zeros(1)  # 0: the encoder's own alone
-        order = worth[reached].argsort(dim=0, descending=True, stable=True)  # of equal ones the earliest first
+        reached = (updates <= budget).nonzero()[:, 0] if budget else rows.new_zeros(1)  # 0: only the encoder's own
+        order = criterion[reached].argsort(dim=0, descending=True, stable=True)  # ties: the earliest first
         best = reached[order[0]]
-        latents[budget], chosen[budget], steps = points[best, rows], scores[best, rows], updates[best]
+        latents[budget], best_scores[budget], steps = points[best, rows], scores[best, rows], updates[best]
         if budget:
-            seconds[budget] = points[reached[order[1]], rows]
-    return SearchResult(latents, seconds, scores[0], chosen, steps)
+            runners_up[budget] = points[reached[order[1]], rows]
+    return SearchResult(latents, runners_up, scores[0], best_scores, steps)
 
 
 def held_out_scores(
     space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int
 ) -> Tensor | None:
-    """How well the iterates answer a demonstration that is left out, mean over a row's: [R, B]; None where no row has
-    two."""
+    """Mean score [R, B] of the iterates on held-out demonstrations; None if no row has two demonstrations."""
     folds, owner = leave_one_out(batch)
     rows, device = len(batch["inputs"]), batch["inputs"].device
     if not len(owner):
         return None
     count = torch.zeros(rows, device=device).index_add(0, owner, torch.ones(len(owner), device=device))
     parts = []
-    for fold in pieces_of(folds, config.microbatch):
+    for fold in split_rows(folds, config.microbatch):
         points, _, _ = all_iterates(Objective(space, fold, token_loss, config, seed), fold, config, seed)
-        parts.append(torch.stack([_answer_of_fold(space, fold, z, token_loss, config) for z in points]))
+        parts.append(torch.stack([_held_out_logp(space, fold, z, token_loss, config) for z in points]))
     scores = torch.cat(parts, 1)  # [R, folds]
     return scores.new_zeros(len(scores), rows).index_add(1, owner, scores) / count.clamp(min=1)
 
 
 @torch.no_grad()
-def _answer_of_fold(space: Space, fold: Batch, z: Tensor, token_loss: TokenLoss, config: SearchConfig) -> Tensor:
-    """Mean log p of the answers that are left out, one for each row of `fold`: [folds] float32."""
+def _held_out_logp(space: Space, fold: Batch, z: Tensor, token_loss: TokenLoss, config: SearchConfig) -> Tensor:
+    """Mean log p of the held-out answer of each row of `fold`: [folds] float32."""
     logits = space.model.decode_with_context(fold, space.context(z), act_steps=config.act_steps).logits
     return log_likelihood(logits, fold["labels"], token_loss).float()
 
 
-def answered(space: Space, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
-    """(answers [B, T], q_halt [B]) to the questions of a batch, with all ACT steps of the model."""
+def answer(space: Space, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Answer the questions of a batch with all ACT steps of the model: (answers [B, T], q_halt [B])."""
     with torch.no_grad():
         output = space.model.decode_with_context(batch, space.context(z), act_steps=space.model.halt_max_steps)
     return output.logits.argmax(-1), output.q_halt_logits
 
 
-def summed(values: Sequence[Tensor]) -> Tensor:
-    """Sums of several rows of numbers [B] and their count, float64 on the CPU."""
+def row_sums(values: Sequence[Tensor]) -> Tensor:
+    """The sum of each of several tensors [B], and B: float64 on the CPU."""
     return torch.tensor([*(float(v.double().sum()) for v in values), float(len(values[0]))], dtype=torch.float64)

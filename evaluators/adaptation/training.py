@@ -1,10 +1,10 @@
-"""Training at test time on a task's own demonstrations: one is asked for, the others are shown, turned and recoloured.
+"""Test-time training on a task's own demonstrations: predict one from the others, all transformed and recoloured alike.
 
-What is trained is a task token (added to the context), the encoder, or all weights: every task has copies of its own,
-trained beside those of other tasks (torch.func.vmap), and the model keeps its weights. The examples of a task depend on
-the task and the seed alone.
+Trained is a task token (added to the context), the encoder, or all weights. Every task has its own copies, trained in
+parallel with those of other tasks (torch.func.vmap); the model keeps its weights. The examples of a task depend only on
+the task and the seed.
 
-G tasks, E examples of each in a step, K demonstrations at most, T tokens, C context tokens, D width.
+G tasks, E examples of each per step, at most K demonstrations, T tokens, C context tokens, D width.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from evaluators.adaptation.examples import (
     Batch,
     Originals,
     TokenLoss,
-    augmented,
+    augment,
     draw_augmentations,
     log_likelihood,
 )
 
 Weights = dict[str, Tensor]
-"""Trained parameters of some tasks by name, [G, ...] each."""
+"""Trained parameters of G tasks by name, [G, ...] each."""
 
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """What to train, and how long."""
+    """Settings of test-time training."""
 
     adapt: Literal["token", "encoder", "all"] = "token"
     """What is trained: a token that is added to every context of the task, the weights of the encoder, or all
@@ -65,7 +65,7 @@ class TrainingConfig:
 
 
 class Examples:
-    """Leave-one-out examples of tasks: a demonstration is asked for, the others are shown, all changed alike."""
+    """Leave-one-out examples of tasks: predict one demonstration from the others, with one augmentation for all."""
 
     def __init__(self, originals: Originals, groups: np.ndarray, config: TrainingConfig, seed: int) -> None:
         self.shown, self.groups = originals.shown(groups), groups
@@ -73,23 +73,23 @@ class Examples:
         self.sizes = self.shown["demo_mask"].sum(1)
 
     def batch(self, step: int, device: torch.device) -> tuple[Batch, Tensor]:
-        """The examples of a step, and the task of each: rows of the tasks that have two demonstrations, [n, ...]."""
+        """(examples of a step [n, ...], task of each [n]), for tasks with at least two demonstrations."""
         usable = np.flatnonzero(self.sizes > 1)
         owner = np.repeat(usable, self.count)
-        asked, tids, tables = [], [], []
-        for place in usable:
-            generator = keyed_numpy(self.seed, f"test_time_training/{step}", int(self.groups[place]))
-            asked.append(generator.integers(self.sizes[place], size=self.count))
+        held_out, tids, tables = [], [], []
+        for task in usable:
+            generator = keyed_numpy(self.seed, f"test_time_training/{step}", int(self.groups[task]))
+            held_out.append(generator.integers(self.sizes[task], size=self.count))
             turned, recoloured = draw_augmentations(generator, self.count)
             tids.append(turned if self.turn else np.zeros_like(turned))
             tables.append(recoloured if self.recolour else np.tile(np.arange(COLOURS), (self.count, 1)))
-        rows, columns = np.arange(len(owner)), np.concatenate(asked)
+        rows, columns = np.arange(len(owner)), np.concatenate(held_out)
         width = self.shown["demo_mask"].shape[1]
         turn, colours = np.repeat(np.concatenate(tids), width), np.repeat(np.concatenate(tables), width, axis=0)
         grids = {}
         for name in ("demo_inputs", "demo_labels"):
             tokens = self.shown[name][owner]
-            grids[name] = augmented(tokens.reshape(-1, tokens.shape[-1]), turn, colours).reshape(tokens.shape)
+            grids[name] = augment(tokens.reshape(-1, tokens.shape[-1]), turn, colours).reshape(tokens.shape)
         mask = self.shown["demo_mask"][owner].copy()
         mask[rows, columns] = False
         labels = grids["demo_labels"][rows, columns]
@@ -104,7 +104,7 @@ class Examples:
 
 
 def losses(model: Any, batch: Batch, token: Tensor | None, token_loss: TokenLoss, act_steps: int) -> Tensor:
-    """The loss of each example, [n]; `token` [n, C, D] is added to the contexts."""
+    """Loss of each example, [n]; `token` [n, C, D] is added to the contexts."""
     context = model.encode(batch).context
     if token is not None:
         context = context.to(token.dtype) + token
@@ -115,9 +115,9 @@ def losses(model: Any, batch: Batch, token: Tensor | None, token_loss: TokenLoss
 def fit_tokens(
     model: Any, examples: Examples, config: TrainingConfig, token_loss: TokenLoss, device: torch.device
 ) -> tuple[Tensor, list[float]]:
-    """A token for each task, [G, C, D], all trained together, and the mean loss of each step.
+    """Train one token per task, all together: (tokens [G, C, D], mean loss of each step).
 
-    A task with a single demonstration has nothing to learn from, and a token of zeros.
+    Tasks with a single demonstration cannot be trained and get a zero token.
     """
     start = model.encode(examples.batch(0, device)[0]).context if (examples.sizes > 1).any() else None
     if start is None:
@@ -125,7 +125,7 @@ def fit_tokens(
         return torch.zeros(len(examples.groups), width.context_len, width.hidden_size, device=device), []
     kind = torch.promote_types(start.dtype, torch.float32)
     token = torch.zeros(len(examples.groups), *start.shape[1:], dtype=kind, device=device)
-    adam, course = Adam([token], lr=config.lr), []
+    adam, history = Adam([token], lr=config.lr), []
     for step in range(config.steps):
         batch, owner = examples.batch(step, device)
         with torch.enable_grad():
@@ -133,29 +133,29 @@ def fit_tokens(
             each = losses(model, batch, token[owner], token_loss, config.act_steps)
             (gradient,) = torch.autograd.grad(each.sum() / examples.count, token)
         token = token.detach() - adam.step([gradient])[0]
-        course.append(float(each.detach().mean()))
-    return token.detach(), course
+        history.append(float(each.detach().mean()))
+    return token.detach(), history
 
 
 def fit_weights(
     model: Any, examples: Examples, config: TrainingConfig, token_loss: TokenLoss, device: torch.device
 ) -> tuple[Weights, Tensor]:
-    """Trained copies of the weights for each task of `examples`, and the loss of each task in each step [steps, G].
+    """Train a copy of the weights per task: (weights, loss of each task in each step [steps, G]).
 
-    Tasks with a single demonstration keep the model's weights; their losses are nan. The model is not changed.
+    Tasks with a single demonstration keep the model's weights, and their losses are NaN. The model is not changed.
     """
     trained = torch.from_numpy(np.flatnonzero(examples.sizes > 1)).to(device)
-    course = torch.full((config.steps, len(examples.groups)), float("nan"), device=device)
+    history = torch.full((config.steps, len(examples.groups)), float("nan"), device=device)
     if not len(trained):
-        return {}, course
+        return {}, history
     prefix, part = ("inner.encoder.", model.encoder) if config.adapt == "encoder" else ("", model)
     start = {prefix + name: p.detach() for name, p in part.named_parameters() if p.requires_grad}
     weights = {name: p.expand(len(trained), *p.shape).clone() for name, p in start.items()}
     adam = Adam(list(weights.values()), lr=config.lr)
-    lesson = _Lesson(model, token_loss, config.act_steps)
+    loss_module = _LossModule(model, token_loss, config.act_steps)
 
     def loss_of(own: Weights, batch: Batch) -> Tensor:
-        mean: Tensor = functional_call(lesson, {f"model.{name}": value for name, value in own.items()}, (batch,))
+        mean: Tensor = functional_call(loss_module, {f"model.{name}": value for name, value in own.items()}, (batch,))
         return mean
 
     for step in range(config.steps):
@@ -166,16 +166,16 @@ def fit_weights(
                 value.requires_grad_()
             losses_of = vmap(loss_of)(weights, each)
             gradients = torch.autograd.grad(losses_of.sum(), list(weights.values()), allow_unused=True)
-        known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), gradients, strict=True)]
-        moves = adam.step(known)
-        weights = {name: w.detach() - move for (name, w), move in zip(weights.items(), moves, strict=True)}
-        course[step, trained] = losses_of.detach().to(course.dtype)
-    whole = {name: p.expand(len(examples.groups), *p.shape).clone() for name, p in start.items()}
-    return {name: value.index_copy(0, trained, weights[name]) for name, value in whole.items()}, course
+        grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), gradients, strict=True)]
+        updates = adam.step(grads)
+        weights = {name: w.detach() - update for (name, w), update in zip(weights.items(), updates, strict=True)}
+        history[step, trained] = losses_of.detach().to(history.dtype)
+    full = {name: p.expand(len(examples.groups), *p.shape).clone() for name, p in start.items()}
+    return {name: value.index_copy(0, trained, weights[name]) for name, value in full.items()}, history
 
 
-class _Lesson(nn.Module):
-    """The mean loss of some examples, as a module whose weights can be lent to it."""
+class _LossModule(nn.Module):
+    """The mean loss of some examples as a module, for functional_call."""
 
     def __init__(self, model: Any, token_loss: TokenLoss, act_steps: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""What `arc@ARC` is made of: decoded grids, the tasks of a data set, votes, and the scores and files made of them."""
+"""Parts of `arc@ARC`: decoded grids, the tasks of a data set, votes, scores and files."""

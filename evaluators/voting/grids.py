@@ -1,6 +1,6 @@
-"""ARC grids for many rows at once: from the tokens of a canvas back through an augmentation, to a key.
+"""Batched ARC grids: decode canvas tokens, undo augmentations, hash grids to keys.
 
-A code is 0 outside of a grid and colour + 1 inside, so the codes of a canvas show where its grid ends.
+A code is 0 outside the grid and colour + 1 inside, so the codes of a canvas include the extent of its grid.
 n rows, C side of the canvas, T = C * C.
 """
 
@@ -13,15 +13,15 @@ import numpy as np
 from dataset.arc.augment import grid_keys, inside_of, undo_all
 from dataset.arc.tokens import crop_all
 
-_OWNER = np.uint64(0x9E3779B97F4A7C15)  # odd: different owners get different words
+_OWNER = np.uint64(0x9E3779B97F4A7C15)  # odd, so the multiples are distinct
 
 
-def restored(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The grids on canvases of augmented copies, as they were before: codes uint8 [n, T] and keys uint64 [n, 2].
+def undo_augmentation(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Undo the augmentation of grids on canvases: codes uint8 [n, T] and keys uint64 [n, 2].
 
     Args:
         tokens: [n, T]
-        tids: dihedral transform of each [n].
+        tids: dihedral transform of each row [n].
         tables: new colour of each colour [n, 10].
     """
     canvases, heights, widths = undo_all(*crop_all(tokens), tids, tables)
@@ -30,15 +30,15 @@ def restored(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> tuple[
     return codes.reshape(len(codes), -1), grid_keys(canvases, heights, widths)
 
 
-def owned(keys: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Keys [n, 2] that differ where the owners [n] do: two tasks may ask the same grid."""
+def add_owner(keys: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Mix owners [n] into keys [n, 2], since two tasks may have the same test grid."""
     mixed = keys.copy()
     mixed[:, 0] ^= owners.astype(np.uint64) * _OWNER
     return mixed
 
 
 def keys_of(grids: Sequence[Sequence[Sequence[int]]], side: int) -> np.ndarray:
-    """Keys of grids in nested lists, uint64 [n, 2]; one that no canvas of this side holds gets a key of no grid."""
+    """Keys of grids given as nested lists, uint64 [n, 2]; grids larger than the canvas get a key that matches none."""
     if not len(grids):
         return np.empty((0, 2), dtype=np.uint64)
     canvases = np.zeros((len(grids), side, side), dtype=np.uint8)
@@ -55,7 +55,7 @@ def keys_of(grids: Sequence[Sequence[Sequence[int]]], side: int) -> np.ndarray:
 
 
 def decode(codes: np.ndarray, side: int) -> list[list[int]]:
-    """codes [T] -> the grid as nested lists; [] for none."""
+    """Decode codes [T] to a grid as nested lists; [] for an empty one."""
     canvas = codes.reshape(side, side)
     height, width = int((canvas[:, 0] > 0).sum()), int((canvas[0] > 0).sum())
     grid: list[list[int]] = (canvas[:height, :width].astype(int) - 1).tolist() if height else []

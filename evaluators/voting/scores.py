@@ -1,4 +1,4 @@
-"""From votes to scores, to the file that a competition takes, and to a record of every task."""
+"""From votes to scores, to a competition submission, and to a record of every task."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from evaluators.voting.tasks import Question, Tasks
 from evaluators.voting.votes import Answers
 
 NO_ANSWER = [[0]]
-"""Stands in the submission for a question that got no vote, or whose answer is not a grid."""
+"""Placeholder in the submission for questions without votes, or whose answer is not a grid."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answers to one question."""
+    """The voted answers to one question."""
 
     question: Question
     votes: int
     different: int
-    """How many different answers got votes."""
+    """Number of different answers."""
     rank: int | None
-    """Place of the right answer, from 0; None where it got no vote or is not known."""
+    """Rank of the correct answer, from 0; None if it got no vote or is unknown."""
     answers: list[dict[str, Any]]
-    """The leading ones: grid, votes, confidence, and whether it is right where that is known."""
+    """The top answers: grid, votes, confidence, and whether it is right, if known."""
 
     def right_within(self, k: int) -> bool:
         return self.rank is not None and self.rank < k
 
 
-def outcomes_of(tasks: Tasks, answers: Answers) -> dict[str, list[Outcome]]:
-    """The outcomes of each task that got a vote; of such a task all questions, those without votes too."""
+def compute_outcomes(tasks: Tasks, answers: Answers) -> dict[str, list[Outcome]]:
+    """Outcomes of all questions of each task that got at least one vote."""
     table: dict[str, list[Outcome]] = {}
-    begins = np.searchsorted(answers.question, tasks.same_as, side="left")
+    starts = np.searchsorted(answers.question, tasks.same_as, side="left")
     ends = np.searchsorted(answers.question, tasks.same_as, side="right")
     confidence = answers.confidence
     for number, question in enumerate(tasks.questions):
-        rows = slice(int(begins[number]), int(ends[number]))
+        rows = slice(int(starts[number]), int(ends[number]))
         known = question.solution is not None
         right = (answers.key[rows] == tasks.solutions[number]).all(axis=1) & known
         hits = np.flatnonzero(right)
@@ -66,15 +66,14 @@ def outcomes_of(tasks: Tasks, answers: Answers) -> dict[str, list[Outcome]]:
     return {task: outcomes for task, outcomes in table.items() if any(one.votes for one in outcomes)}
 
 
-def metrics_of(
+def compute_metrics(
     table: dict[str, list[Outcome]], ks: Sequence[int], submission_k: int, confidence: float
 ) -> dict[str, float | None]:
-    """Both rules for each K, over tasks whose solutions are all known.
+    """Both scores for each K, over tasks whose solutions are all known.
 
-    `pass@K`: mean over tasks of the share of test grids with the right answer among the first K (the public
-    evaluator's rule). `all_pairs@K`: share of tasks with all of their test grids right (the rule of HRM's notebook).
-    Wilson intervals at K = 1 and `submission_k`; for `pass@K`, whose shares vary less than a yes or no, it is on the
-    safe side.
+    `pass@K`: share of test grids with the correct answer among the top K, averaged over tasks (the public evaluator's
+    rule). `all_pairs@K`: share of tasks with all test grids correct (the rule of HRM's notebook). Wilson intervals at
+    K = 1 and `submission_k`; for `pass@K`, whose per-task shares vary less than 0 or 1, they are conservative.
     """
     scored = [outcomes for outcomes in table.values() if all(one.question.solution is not None for one in outcomes)]
     values: dict[str, float | None] = {}
@@ -92,10 +91,10 @@ def metrics_of(
     return values
 
 
-def submission_of(table: dict[str, list[Outcome]], attempts: int) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """{task: [{"attempt_1": grid, ...}, ...]}: for each test grid, in order, its leading answers.
+def build_submission(table: dict[str, list[Outcome]], attempts: int) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Build {task: [{"attempt_1": grid, ...}, ...]} with the top answers for each test grid, in order.
 
-    Where there are fewer answers than attempts the best is repeated.
+    If there are fewer answers than attempts, the best is repeated.
     """
     content: dict[str, list[dict[str, list[list[int]]]]] = {}
     for task, outcomes in table.items():
@@ -107,8 +106,8 @@ def submission_of(table: dict[str, list[Outcome]], attempts: int) -> dict[str, l
     return content
 
 
-def record_of(tasks: Tasks, table: dict[str, list[Outcome]], k: int) -> dict[str, Any]:
-    """Each task with its demonstrations, test grids, solutions, leading answers, and whether K attempts solve it."""
+def build_record(tasks: Tasks, table: dict[str, list[Outcome]], k: int) -> dict[str, Any]:
+    """Each task with its demonstrations, test grids, solutions, top answers, and whether K attempts solve it."""
     record = {}
     for task, outcomes in table.items():
         known = all(one.question.solution is not None for one in outcomes)

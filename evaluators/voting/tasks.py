@@ -1,8 +1,8 @@
-"""The tasks that an evaluation is about, read once from the data sets: what each identifier stands for, which grids
-are asked, what the answers are, and how to read the score.
+"""The tasks of an evaluation, read once from the data sets: the meaning of identifiers, test grids, solutions, and the
+protocol of the score.
 
 The layout is that of `dataset/arc/`: identifiers.json has `TASK` or `TASK|||t3|||0918273645` (symmetry, new colour of
-each colour), test_puzzles.json has the tasks as they are, card.json the leakage report.
+each colour), test_puzzles.json the original tasks, card.json the leakage report.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dataset.format import PuzzleSplit, load_splits
 from dataset.metadata import read_card
 from engine.errors import UsageError
 from engine.io import Unreadable, read_json, reason_of
-from evaluators.voting.grids import keys_of, owned, restored
+from evaluators.voting.grids import add_owner, keys_of, undo_augmentation
 
 CLASSES = {
     "i": "zero-shot: no example of the evaluated tasks was trained on",
     "ii": "test-time training for each task",
     "iii": "joint transductive: demonstrations of the evaluated tasks are in the training data",
 }
-"""Protocol classes: figures of different ones are not comparable."""
+"""Protocol classes; scores of different classes are not comparable."""
 LEAKAGE = {
     "clean": "leakage report empty",
     "leak": "leakage report NOT empty",
@@ -38,7 +38,7 @@ LEAKAGE = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a score means."""
+    """How a score was obtained."""
 
     name: str
     """One of `CLASSES`."""
@@ -47,12 +47,12 @@ class Protocol:
 
     @property
     def mark(self) -> str:
-        """Part of every metric's name: `iii_clean`."""
+        """Part of every metric name, e.g. `iii_clean`."""
         return f"{self.name}_{self.leakage}"
 
     @property
     def words(self) -> str:
-        """For people."""
+        """Description in one line."""
         return f"protocol class ({self.name}), {CLASSES[self.name]}; {LEAKAGE[self.leakage]}"
 
 
@@ -62,16 +62,16 @@ class Question:
 
     task: str
     number: int
-    """Among those of its task, from 0."""
+    """Index within its task, from 0."""
     grid: list[list[int]]
     solution: list[list[int]] | None
-    """None where it is not public."""
+    """None if it is not public."""
 
 
 class Tasks:
-    """What the splits of an evaluation ask, with the identifiers that their batches carry.
+    """The questions of the splits of an evaluation, looked up by the identifiers in their batches.
 
-    Raises: UsageError naming the file that is missing, or does not fit the others.
+    Raises: UsageError that names a missing or inconsistent file.
     """
 
     def __init__(self, splits: Sequence[PuzzleSplit]) -> None:
@@ -93,29 +93,29 @@ class Tasks:
 
     @property
     def names(self) -> list[str]:
-        """Of all tasks, in the order of their numbers."""
+        """Names of all tasks, ordered by number."""
         return list(self.demonstrations)
 
     def find(self, identifiers: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The question of each row, -1 where it is none: identifiers [n], keys of what was asked [n, 2] -> [n].
+        """Question of each row, -1 if none: identifiers [n], keys of the test inputs [n, 2] -> [n].
 
-        Equal grids of a task are one question, the first.
+        Equal grids of a task count as one question, the first.
         """
         if not len(self._keys):
             return np.full(len(keys), -1)
-        keys = owned(keys, self._owners[self._row(identifiers)])
-        places = np.searchsorted(self._keys[:, 0], keys[:, 0])
-        places = np.minimum(places, len(self._keys) - 1)
-        known = (self._keys[places] == keys).all(axis=1)
-        return np.where(known, self._questions[places], -1)
+        keys = add_owner(keys, self._owners[self._row(identifiers)])
+        rows = np.searchsorted(self._keys[:, 0], keys[:, 0])
+        rows = np.minimum(rows, len(self._keys) - 1)
+        known = (self._keys[rows] == keys).all(axis=1)
+        return np.where(known, self._questions[rows], -1)
 
     def augmentation(self, identifiers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Dihedral transform [n] and new colour of each colour [n, 10]."""
+        """Dihedral transform [n] and recolouring [n, 10] of each identifier [n]."""
         rows = self._row(identifiers)
         return self._tids[rows], self._tables[rows]
 
     def known(self, identifiers: np.ndarray) -> np.ndarray:
-        """Whether each identifier [n] belongs to a task of these splits; the blank one does not."""
+        """Whether each identifier [n] belongs to a task of these splits, bool [n]; False for the blank one."""
         rows = np.minimum(np.searchsorted(self._identifiers, identifiers), len(self._identifiers) - 1)
         known: np.ndarray = self._identifiers[rows] == identifiers
         return known
@@ -141,7 +141,7 @@ class Tasks:
                 raise UsageError(f"{path}: task {task!r} is not an object with train and test pairs") from None
 
     def _read_names(self, splits: Sequence[PuzzleSplit]) -> None:
-        """Owner and augmentation of each identifier of the splits."""
+        """Read task and augmentation of each identifier of the splits."""
         parsed: dict[int, tuple[int, Augmentation]] = {}
         for split in splits:
             path = split.root / "identifiers.json"
@@ -160,28 +160,28 @@ class Tasks:
                 parsed[identifier + split.identifier_offset] = (owner, augmentation)
         ordered = sorted(parsed.items())
         self._identifiers = np.array([identifier for identifier, _ in ordered], dtype=np.int64)
-        # One row more than there are identifiers, for those beyond the last.
+        # One extra row, for identifiers beyond the last.
         self._owners = np.array([*(owner for _, (owner, _) in ordered), -1], dtype=np.int64)
         augmentations = [*(augmentation for _, (_, augmentation) in ordered), IDENTITY]
         self._tids = np.array([augmentation.tid for augmentation in augmentations])
         self._tables = np.stack([augmentation.table for augmentation in augmentations])
 
     def _index(self) -> None:
-        """The questions by the hash of owner and grid."""
+        """Index the questions by the hash of task and grid."""
         numbers = {name: number for number, name in enumerate(self.demonstrations)}
         owners = np.array([numbers[question.task] for question in self.questions], dtype=np.int64)
-        keys = owned(keys_of([question.grid for question in self.questions], self.side), owners)
+        keys = add_owner(keys_of([question.grid for question in self.questions], self.side), owners)
         _, first, of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         self.same_as = first[of.reshape(-1)]
-        """The first question with the same task and grid, which holds their votes; [questions]."""
+        """First question with the same task and grid, to which their votes go; [questions]."""
         order = np.argsort(keys[first, 0], kind="stable")
         self._keys, self._questions = keys[first][order], first[order]
         self.solutions = keys_of([question.solution or [] for question in self.questions], self.side)
-        """Keys of the solutions [questions, 2]; meaningless where the solution is not known."""
+        """Keys of the solutions [questions, 2]; undefined where the solution is unknown."""
 
 
-def never_asked(splits: Sequence[PuzzleSplit]) -> tuple[Tasks, list[Question]]:
-    """(what the splits ask, the questions that no first puzzle of a task asks: a score leaves them out).
+def unasked_questions(splits: Sequence[PuzzleSplit]) -> tuple[Tasks, list[Question]]:
+    """(the tasks of the splits, the questions that no unaugmented puzzle asks, which a score leaves out).
 
     Raises: UsageError as `Tasks`.
     """
@@ -191,23 +191,23 @@ def never_asked(splits: Sequence[PuzzleSplit]) -> tuple[Tasks, list[Question]]:
         examples = examples[np.isin(split.puzzles_of(examples), split.group_indices[:-1])]
         numbers = split.puzzle_identifiers[split.puzzles_of(examples)] + split.identifier_offset
         grids = split.batch(examples)["inputs"]
-        asked |= set(tasks.find(numbers, restored(grids, *tasks.augmentation(numbers))[1]).tolist())
+        asked |= set(tasks.find(numbers, undo_augmentation(grids, *tasks.augmentation(numbers))[1]).tolist())
     return tasks, [question for question, same in zip(tasks.questions, tasks.same_as, strict=True) if same not in asked]
 
 
 def protocol_class(splits: Sequence[PuzzleSplit]) -> str:
-    """iii where an identifier that is evaluated has training examples, of this run or of a decoder's, else i."""
+    """iii if an evaluated identifier has training examples, of this run or of a loaded decoder; else i."""
     for split in splits:
         if split.split == "train" or split.leakage == "contaminated":
             return "iii"
-        asked = split.puzzle_identifiers[split.puzzle_identifiers != split.metadata.blank_identifier_id]
-        if any(np.isin(asked, there.puzzle_identifiers).any() for there in load_splits([split.root], "train")):
+        evaluated = split.puzzle_identifiers[split.puzzle_identifiers != split.metadata.blank_identifier_id]
+        if any(np.isin(evaluated, train.puzzle_identifiers).any() for train in load_splits([split.root], "train")):
             return "iii"
     return "i"
 
 
 def leakage_of(splits: Sequence[PuzzleSplit]) -> str:
-    """Whether evaluation tasks were found in the training data, as the cards have it, or what is known of the model."""
+    """Whether evaluation tasks are in the training data, by the data cards or by what is known of the model."""
     states = {split.leakage for split in splits if split.leakage}
     for root in {split.root for split in splits if not split.leakage}:
         card = read_card(root / "card.json") if (root / "card.json").exists() else {}

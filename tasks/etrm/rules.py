@@ -86,14 +86,14 @@ def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
     """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
     from dataset.format import load_splits
     from engine.errors import UsageError
-    from evaluators.voting.tasks import never_asked
+    from evaluators.voting.tasks import unasked_questions
 
     for entry in there(subject):
         folder = subject.trace.cwd / entry.path
         if not (folder / "test_puzzles.json").exists():
             continue
         try:
-            tasks, never = never_asked(load_splits([folder], "test"))
+            tasks, never = unasked_questions(load_splits([folder], "test"))
         except UsageError as error:
             yield finding("DAT522", "FAIL", str(error), entry.path)
             continue

@@ -19,17 +19,17 @@ from dataset.fewshot import FewShotEvalSampler, few_shot
 from dataset.format import load_splits
 from engine.distributed import keyed_numpy
 from engine.errors import UsageError
-from evaluators.adaptation.examples import Originals, augmented, draw_augmentations, leave_one_out, pairs_of
+from evaluators.adaptation.examples import Originals, augment, demonstration_pairs, draw_augmentations, leave_one_out
 from evaluators.adaptation.search import (
     Objective,
     SearchConfig,
     Space,
     all_iterates,
-    answered,
+    answer,
     held_out_scores,
     iterates,
-    pieces_of,
     search,
+    split_rows,
 )
 from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fit_weights, losses
 from evaluators.arc import ARCConfig
@@ -105,7 +105,7 @@ def test_grids_are_turned_and_recoloured_with_their_border():
     tokens = np.stack([to_tokens(grid, 6) for grid in grids] + [np.zeros(36, dtype=np.uint8)]).astype(np.int32)
     tids = np.array([change.tid for change in changes] + [3])
     tables = np.stack([change.table for change in [*changes, changes[0]]]).astype(np.int64)
-    out = augmented(tokens, tids, tables)
+    out = augment(tokens, tids, tables)
     for grid, change, made in zip(grids, changes, out, strict=False):
         assert (made == to_tokens(change.apply(grid), 6)).all()
     assert (out[-1] == 0).all()
@@ -123,7 +123,7 @@ def test_every_demonstration_is_asked_with_the_others(batch):
         assert torch.equal(folds["inputs"][number], batch["demo_inputs"][row, hidden])
         labels = batch["demo_labels"][row, hidden]
         assert torch.equal(folds["labels"][number], torch.where(labels == 0, -100, labels))
-    assert len(pairs_of(batch).owner) == counts.sum()
+    assert len(demonstration_pairs(batch).owner) == counts.sum()
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
@@ -140,17 +140,17 @@ def test_search_finds_better_latents_and_changes_no_weight(batch, kind, mode):
     for budget in (0, 2, 6):
         assert torch.equal(result.latents[budget], again.latents[budget])
     assert torch.equal(result.scores[0], result.first)
-    assert sorted(result.seconds) == [2, 6]  # of one point there is no second
+    assert sorted(result.runners_up) == [2, 6]  # of one point there is no second
     assert (result.scores[2] >= result.scores[0]).all()
     assert (result.scores[6] >= result.scores[2]).all()
     assert result.scores[6].mean() > result.first.mean()
     objective = Objective(space, batch, HEAD.token_loss, config, 1)
     torch.testing.assert_close(objective(result.latents[6]), result.scores[6])
     path = torch.stack([score for _, score in iterates(objective, space.start(batch), config, 1)])
-    torch.testing.assert_close(objective(result.seconds[6]), path.sort(dim=0, descending=True)[0][1])
+    torch.testing.assert_close(objective(result.runners_up[6]), path.sort(dim=0, descending=True)[0][1])
     with torch.no_grad():
         own = model(batch)
-    answers, q_halt = answered(space, batch, result.latents[0])  # budget 0 is the model's own answer
+    answers, q_halt = answer(space, batch, result.latents[0])  # budget 0 is the model's own answer
     assert torch.equal(answers, own.logits.argmax(-1))
     torch.testing.assert_close(q_halt, own.q_halt_logits)
     rows = torch.tensor([7, 2])
@@ -290,7 +290,7 @@ def test_a_search_in_pieces_is_the_same_and_takes_less_at_once(batch, monkeypatc
     for rows in (None, 1):
         config = SearchConfig(budgets=[0, 2], select=select, demo_augs=1, microbatch=rows)
         most.clear()
-        results = [search(space, piece, HEAD.token_loss, config, 2) for piece in pieces_of(some, rows)]
+        results = [search(space, piece, HEAD.token_loss, config, 2) for piece in split_rows(some, rows)]
         found.append(
             [torch.cat([each.latents[2] for each in results]), torch.cat([each.scores[2] for each in results])]
         )
@@ -323,9 +323,9 @@ def test_a_token_is_trained_for_all_tasks_at_once_and_each_as_alone(splits):
     model = model_of()
     before, originals, config = weights(model), Originals(splits), TrainingConfig(steps=10, lr=0.1, examples=4)
     examples = Examples(originals, np.arange(5), config, 3)
-    together, course = fit_tokens(model, examples, config, HEAD.token_loss, CPU)
+    together, history = fit_tokens(model, examples, config, HEAD.token_loss, CPU)
     assert unchanged(model, before)
-    assert len(course) == config.steps
+    assert len(history) == config.steps
     batch, owner = examples.batch(0, CPU)
     with torch.no_grad():
         with_token, without = (losses(model, batch, t, HEAD.token_loss, 1) for t in (together[owner], None))
@@ -356,18 +356,18 @@ def test_weights_of_many_tasks_are_trained_at_once_and_each_as_alone(splits, kin
     model, originals = model_of(kind), Originals(splits)
     config = TrainingConfig(adapt=adapt, steps=3, lr=3e-3, examples=4)
     before, sizes = weights(model), originals.shown(np.arange(5))["demo_mask"].sum(1)
-    together, course = fit_weights(model, Examples(originals, np.arange(5), config, 0), config, HEAD.token_loss, CPU)
+    together, history = fit_weights(model, Examples(originals, np.arange(5), config, 0), config, HEAD.token_loss, CPU)
     assert unchanged(model, before)
-    assert course[-1].nanmean() < course[0].nanmean()
+    assert history[-1].nanmean() < history[0].nanmean()
     assert any("encoder." in name for name in together)
     assert any("encoder." not in name for name in together) == (adapt == "all")
     own = dict(model.named_parameters())
     for group in range(5):
         if sizes[group] == 1:  # nothing to leave out
-            assert course[:, group].isnan().all()
+            assert history[:, group].isnan().all()
             assert all(torch.equal(value[group], own[name]) for name, value in together.items())
             continue
-        assert course[-1, group] != course[0, group]
+        assert history[-1, group] != history[0, group]
         alone = trained_alone(model, Examples(originals, np.array([group]), config, 0), config)
         for name, value in together.items():
             torch.testing.assert_close(value[group], alone[name], rtol=1e-3, atol=2e-4)

@@ -16,7 +16,7 @@ from dataset.format import load_splits
 from dataset.sampler import EvalBudget, EvalSampler
 from engine.errors import UsageError
 from evaluators.arc import ARC, ARCConfig
-from evaluators.voting.grids import decode, keys_of, restored
+from evaluators.voting.grids import decode, keys_of, undo_augmentation
 from evaluators.voting.votes import Votes
 from tests.conftest import fork_ranks
 from tests.evaluators import arc_data
@@ -227,7 +227,7 @@ def test_identifiers_beyond_the_embedding_table_are_named(tmp_path: Path, listed
 def grid_of(tokens: np.ndarray, name: str) -> list[list[int]]:
     """The grid on one canvas, as it was before the augmentation of this name."""
     _, augmentation = parse_name(name)
-    codes, _ = restored(tokens[None], np.array([augmentation.tid]), augmentation.table[None])
+    codes, _ = undo_augmentation(tokens[None], np.array([augmentation.tid]), augmentation.table[None])
     return decode(codes[0], round(len(tokens) ** 0.5))
 
 
@@ -259,7 +259,7 @@ def test_random_canvases_as_in_plain_loops() -> None:
     canvases = rng.choice(np.arange(12, dtype=np.uint8), (300, SIDE * SIDE), p=[0.03, 0.03, *[0.094] * 10])
     tids = rng.integers(0, 8, 300)
     colours = ["0" + "".join(map(str, rng.permutation(np.arange(1, 10)))) for _ in range(300)]
-    codes, keys = restored(canvases, tids, np.array([[int(c) for c in one] for one in colours]))
+    codes, keys = undo_augmentation(canvases, tids, np.array([[int(c) for c in one] for one in colours]))
     for row, (code, tokens) in enumerate(zip(codes, canvases, strict=True)):
         expected = arc_data.restored(arc_data.naive_crop(tokens, SIDE), tids[row], colours[row])
         assert decode(code, SIDE) == expected.tolist()

@@ -13,7 +13,7 @@ from dataset.sudoku.build import SudokuBuild, build
 from dataset.symmetries import symmetries_of
 from engine.io import UsageError
 from evaluators.rollouts import ORACLE, Figure, Rollouts, RolloutsConfig
-from evaluators.selection import RULES, Rolled
+from evaluators.selection import RULES, RolloutOutputs
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.hrm import HRM
 from models.recursive_reasoning.hrm_feudal import HRMFeudal
@@ -58,7 +58,7 @@ def test_rules_on_a_case_by_hand():
     answers = torch.tensor([[1, 2, 7], [3, 8, 8], [5, 6, 7]])[:, :, None, None]
     q = torch.tensor([[-1.0, -1.0, 1.0], [-2.0, 0.5, -3.0], [-1.0, 0.4, 0.9]])[:, :, None]
     moved = torch.tensor([[torch.inf, 3.0, 2.0], [torch.inf, 2.0, 4.0], [torch.inf, 1.0, 1.0]])[:, :, None]
-    rolled = Rolled(answers, q, moved)
+    rolled = RolloutOutputs(answers, q, moved)
     chosen = {name: (int(rule(rolled)[0]), int(rule(rolled)[1])) for name, rule in RULES.items()}
     assert chosen == {"residual": (7, 3), "q": (7, 3), "first": (8, 2), "vote": (7, 3), "vote_cells": (7, 3)}
     alone = {name: int(rule(rolled.cut(1, 1))[0]) for name, rule in RULES.items()}
@@ -70,7 +70,7 @@ def test_rules_equal_plain_loops():
     answers = torch.randint(0, 2, (5, 4, 30, 3), generator=generator)
     q, moved = torch.randn(5, 4, 30, generator=generator), torch.rand(5, 4, 30, generator=generator)
     moved[:, 0] = torch.inf
-    rolled = Rolled(answers, q, moved)
+    rolled = RolloutOutputs(answers, q, moved)
     chosen = {name: rule(rolled) for name, rule in RULES.items()}
     for n in range(30):
         ends = [tuple(answers[r, -1, n].tolist()) for r in range(5)]
@@ -127,7 +127,7 @@ def test_the_first_rollout_is_the_plain_one_and_the_others_differ(vary, sudoku):
         assert torch.allclose(rolled.q[0, step], output.q_halt_logits, atol=1e-5)
         assert torch.equal(rolled.answers[0, step], output.logits.argmax(dim=-1))
     away = torch.linalg.vector_norm(plain[1].logits - plain[0].logits, dim=-1).mean(dim=-1)
-    assert torch.allclose(rolled.moved[0, 1], away, atol=1e-5)
+    assert torch.allclose(rolled.residual[0, 1], away, atol=1e-5)
     assert rolled.answers.shape == (4, STEPS, 10, TOKENS)
     assert not torch.allclose(rolled.q[0], rolled.q[1], atol=1e-4)
     again = evaluator_of(model, sudoku, vary=vary).roll(batch)
@@ -172,7 +172,7 @@ def test_accuracy_and_cost_are_counted():
     def roll(puzzles):
         low = [int((answers == row).all(dim=1).nonzero()[0]) for row in puzzles["inputs"]]
         shown = answers[low].expand(2, STEPS, -1, -1)
-        return Rolled(shown, torch.ones(shown.shape[:3]), torch.zeros(shown.shape[:3]))
+        return RolloutOutputs(shown, torch.ones(shown.shape[:3]), torch.zeros(shown.shape[:3]))
 
     evaluator.roll = roll
     batch["labels"][0, 0] += 1
@@ -199,7 +199,7 @@ def test_of_mazes_any_shortest_path_is_counted_apart(tmp_path, sudoku, capsys) -
     answers[1, 6], answers[1, 9] = FREE, PATH
     answers[2, 0] = WALL
     shown = answers.expand(2, STEPS, -1, -1)
-    evaluator.roll = lambda puzzles: Rolled(shown, torch.ones(shown.shape[:3]), torch.zeros(shown.shape[:3]))
+    evaluator.roll = lambda puzzles: RolloutOutputs(shown, torch.ones(shown.shape[:3]), torch.zeros(shown.shape[:3]))
     batch = {"inputs": inputs.repeat(2, 1), "labels": labels.repeat(2, 1)}  # so many rows, so many at once
     evaluator.update(batch, [], answers, 3)
     assert {(f.exact, f.shortest_path) for f in evaluator.figures()} == {(1 / 3, 2 / 3)}
