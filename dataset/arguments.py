@@ -20,11 +20,11 @@ KINDS = {
     "positive": "whole number of at least 1",
     "pattern": "regular expression",
 }
-"""What --help calls the type of an argument, by the name of what reads it; anything else is text."""
+"""The type that --help shows, by the name of an argument's `type` function; anything else is text."""
 
 
 class _Help(argparse.HelpFormatter):
-    """Both spellings of each flag, and after its meaning its type, and its default where the text does not have it."""
+    """Shows both spellings of each flag, its type, and its default unless the help text mentions it."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy.copy(action)
@@ -40,33 +40,33 @@ class _Help(argparse.HelpFormatter):
             return f"{meaning} [switch]"
         kind = "choice" if action.choices else KINDS.get(getattr(action.type, "__name__", ""), "text")
         several = "several: " if action.nargs in ("+", "*", 2) else ""
-        given = action.default not in (None, []) and action.default is not argparse.SUPPRESS
-        standard = (
-            "" if "default" in meaning else f"; default: {action.default if given else 'none'}".replace("%", "%%")
+        has_default = action.default not in (None, []) and action.default is not argparse.SUPPRESS
+        default = (
+            "" if "default" in meaning else f"; default: {action.default if has_default else 'none'}".replace("%", "%%")
         )
-        return f"{meaning} [{several}{kind}{'; required' if action.required else standard}]"
+        return f"{meaning} [{several}{kind}{'; required' if action.required else default}]"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse that takes `--a-b` and `--a_b` alike, no prefix of a flag, and `~` in every argument of `type=Path`.
+    """An argparse parser for which `--a-b` is `--a_b`, flags are not abbreviated, and `~` is expanded in every path.
 
-    A mistake is one line with the nearest flag; then the process exits 2.
+    A mistake is reported in one line that names the nearest flag; the process then exits with 2.
     """
 
     def __init__(self, **options: Any) -> None:
-        given = options.pop("formatter_class", argparse.HelpFormatter)
-        shown = type("Help", (_Help, given), {})
-        super().__init__(**{"allow_abbrev": False, "formatter_class": shown, **options})
+        base = options.pop("formatter_class", argparse.HelpFormatter)
+        formatter = type("Help", (_Help, base), {})
+        super().__init__(**{"allow_abbrev": False, "formatter_class": formatter, **options})
         self.register("type", Path, user_path)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """argparse's; a flag of several values that is given twice has the values of both, none is dropped."""
+        """As in argparse, but a repeated flag of several values keeps the values of all its occurrences."""
         if names[0].startswith("-") and options.get("nargs") == "+":
             options.setdefault("action", "extend")
         return super().add_argument(*names, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = [self._own_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        words = [self._registered_spelling(word) for word in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(words, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -75,14 +75,14 @@ class OneLineParser(argparse.ArgumentParser):
             self.error(self._unknown(rest))
         return parsed
 
-    def _own_spelling(self, word: str) -> str:
-        """`word` with its dashes and underscores as the flag of that name has them; any other word unchanged."""
+    def _registered_spelling(self, word: str) -> str:
+        """A flag with dashes and underscores as it was added; any other word unchanged."""
         name, equals, value = word.partition("=")
         if not name.startswith("--") or name in self._option_string_actions:
             return word
         plain = name.replace("_", "-")
-        own = next((flag for flag in self._option_string_actions if flag.replace("_", "-") == plain), name)
-        return own + equals + value
+        registered = next((flag for flag in self._option_string_actions if flag.replace("_", "-") == plain), name)
+        return registered + equals + value
 
     def _unknown(self, rest: Sequence[str]) -> str:
         flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
@@ -96,14 +96,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def script_parser(file: str, doc: str | None) -> OneLineParser:
-    """The parser of a script: named after its file, its help is the docstring, usage below the arguments."""
+    """The parser of a script: named after its file, described by the docstring, its usage below the arguments."""
     description, _, usage = (doc or "").partition("\n\n")
     raw = argparse.RawDescriptionHelpFormatter
     return OneLineParser(prog=Path(file).name, description=description, epilog=usage, formatter_class=raw)
 
 
 class BuilderParser(OneLineParser):
-    """The parser of a data builder, whose `main` reports a UsageError by itself."""
+    """The parser of a data builder: a mistake is a UsageError, which the builder's `main` reports."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")

@@ -5,7 +5,7 @@
     python -m dataset.build_arc_dataset --dataset-dirs ARC-AGI/data ConceptARC/corpus --output-dir data/my-arc
     python -m dataset.build_arc_dataset --generated --canvas 10 --num-aug 8 --output-dir data/my-corpus
 
-Demonstrations of all subsets and the tests of all but the test set are trained on; the tests of the test set are the
+Training uses the demonstrations of all subsets and the tests of all but the test set; the tests of the test set are the
 test split. Names, order and random numbers are those of the public builder, byte for byte. Nothing is downloaded.
 """
 
@@ -32,9 +32,9 @@ from engine.io import UsageError, print_rank0
 
 
 def parser(encoder: str | None = None) -> argparse.ArgumentParser:
-    """The command line; every flag is also understood with underscores.
+    """The command line; every flag is also accepted with underscores.
 
-    `encoder`: the description of dataset.build_arc_dataset_encoder, which has two flags more.
+    `encoder`: the description of dataset.build_arc_dataset_encoder, which adds two flags.
     """
     out = BuilderParser(
         prog="python -m dataset.build_arc_dataset" + ("_encoder" if encoder else ""),
@@ -124,7 +124,7 @@ def parser(encoder: str | None = None) -> argparse.ArgumentParser:
 
 
 def plan_of(arguments: argparse.Namespace) -> ArcBuild:
-    """The build that the parsed flags ask for."""
+    """The build that the parsed flags describe."""
     second = [arguments.test_set_name2] if arguments.test_set_name2 else []
     return ArcBuild(
         output_dir=arguments.output_dir,
@@ -141,32 +141,32 @@ def plan_of(arguments: argparse.Namespace) -> ArcBuild:
         overwrite=arguments.overwrite,
         data_mode="encoder" if hasattr(arguments, "overlap") else "embedding",
         overlap=getattr(arguments, "overlap", None) or "drop",
-        moved=getattr(arguments, "translation", "train") == "train",
+        translate=getattr(arguments, "translation", "train") == "train",
     )
 
 
 def corpus_of(arguments: argparse.Namespace) -> CorpusPlan | None:
-    """The corpus that the flags ask for; None without --generated. Raises: UsageError for flags that do not fit it."""
+    """The corpus that the flags describe; None without --generated. Raises: UsageError for flags that exclude it."""
     names = ("families", "num_train", "num_test", "num_novel", "demonstrations", "largest", "corpus_seed")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if not arguments.generated:
-        if given:
-            flag = "--" + next(iter(given)).replace("_", "-")
+        if values:
+            flag = "--" + next(iter(values)).replace("_", "-")
             raise UsageError(f"{flag} is for a generated corpus: add --generated, or leave it out")
         return None
     for name in ("input_file_prefix", "dataset_dirs", "subsets", "test_set_name", "test_set_name2", "overlap"):
         if getattr(arguments, name, None):
             raise UsageError(f"--{name.replace('_', '-')} is for tasks of files: leave it out with --generated")
-    side, seed = given.pop("largest", arguments.canvas), given.pop("corpus_seed", 0)
+    side, seed = values.pop("largest", arguments.canvas), values.pop("corpus_seed", 0)
     if side > arguments.canvas:
         raise UsageError(f"--largest {side} is more than --canvas {arguments.canvas}: no such grid would fit")
-    if "demonstrations" in given:
-        given["demonstrations"] = tuple(given["demonstrations"])
-    return CorpusPlan(side=side, seed=seed, **given)
+    if "demonstrations" in values:
+        values["demonstrations"] = tuple(values["demonstrations"])
+    return CorpusPlan(side=side, seed=seed, **values)
 
 
 def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
-    """What a user has to know of the data, one line each."""
+    """Notes and warnings about the data, one line each."""
     for reason, count in card["skipped"].items():
         yield f"left out: {count} {reason}"
     if short := card["tasks_with_fewer_augmentations"]:

@@ -5,10 +5,10 @@
         --output-dir data/arc1concept-encoder-aug-1000
     python -m dataset.build_arc_dataset_encoder --generated --canvas 6 --families few --output-dir data/my-few
 
-The tasks of the test set are held out as a whole: neither their tests nor their demonstrations are trained on. A
-puzzle's demonstrations stand before its tests. Training tasks that share an id or a grid, turned or recoloured, with a
-held-out task are left out and named in leakage.json; `--overlap keep` keeps them, as the public builder does, whose
-names, order and random numbers are kept, byte for byte. All other flags are those of dataset.build_arc_dataset.
+The tasks of the test set are held out entirely: neither their tests nor their demonstrations are trained on. A puzzle's
+demonstrations come before its tests. Training tasks that share an id or a grid, turned or recoloured, with a held-out
+task are left out and listed in leakage.json; `--overlap keep` keeps them, as the public builder does. Names, order and
+random numbers are that builder's, byte for byte. All other flags are those of dataset.build_arc_dataset.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dataset import build_arc_dataset
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every flag is also understood with underscores."""
+    """The command line; every flag is also accepted with underscores."""
     return build_arc_dataset.parser(__doc__)
 
 

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_of(arguments: argparse.Namespace) -> MazeBuild:
-    """The build that the parsed flags ask for. Raises: UsageError."""
+    """The build that the parsed flags describe. Raises: UsageError."""
     values = dict(vars(arguments))
     download, folder = values.pop("download"), values.pop("output_dir")
     if download and arguments.input is not None:

@@ -3,8 +3,8 @@
     python -m dataset.build_pattern_dataset --output-dir data/my-pattern
     python -m dataset.build_pattern_dataset --side 5 --pattern 2 --test-density 1 --output-dir data/my-dense-pattern
 
-A marked cell of the input shows where a pattern goes, the demonstrations of the task show which pattern. The evaluation
-has patterns that are not trained on.
+A marked cell of the input shows where a pattern goes, the demonstrations of the task show which pattern. Evaluation
+uses patterns that are not trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.io import print_rank0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every flag is also understood with underscores."""
+    """The command line; every flag is also accepted with underscores."""
     out = BuilderParser(
         prog="python -m dataset.build_pattern_dataset",
         description=__doc__,

@@ -36,7 +36,7 @@ HUB_REPOSITORY = "sapientinc/sudoku-extreme"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every flag is also understood with underscores."""
+    """The command line; every flag is also accepted with underscores."""
     out = BuilderParser(
         prog="python -m dataset.build_sudoku_dataset",
         description=__doc__,
@@ -121,13 +121,13 @@ def _default_name(source: Path | None, size: int, downloaded: bool) -> str:
         return f"sudoku-{size}x{size}"
     if not source.is_dir():
         return f"sudoku-{source.stem}"
-    # Other puzzles do not get the published name because they come as a folder.
+    # A folder of other puzzles must not get the published name.
     published = downloaded or SUDOKU_EXTREME.claims_to_be(source)
     return "sudoku-extreme-full" if published else f"sudoku-{source.resolve().name}"
 
 
 def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
-    """The build that the parsed flags ask for."""
+    """The build that the parsed flags describe. Raises: UsageError."""
     if arguments.download and arguments.input is not None:
         raise UsageError("--download and --input exclude each other: both say where the CSV files come from")
     if arguments.source_repo and not arguments.download:
@@ -153,7 +153,7 @@ def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
 
 
 def _warnings(card: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the puzzles of a file, one line each."""
+    """Problems of the puzzles in a file, one line each."""
     for split, seen in card.get("several_solutions", {}).items():
         if seen["found"]:
             yield (

@@ -36,7 +36,7 @@ from engine.io import UsageError, did_you_mean, print_rank0
 
 
 def _name(text: str) -> str:
-    """NAME, also written as train.py's --dataset may be (data/NAME). Raises: UsageError for any other path."""
+    """NAME, also as data/NAME, which train.py's --dataset accepts. Raises: UsageError for any other path."""
     name = text.removeprefix("./").removeprefix("data/").rstrip("/")
     if not name or "/" in name or name in (".", ".."):
         raise UsageError(f"NAME is the name of a data set, not a path ({text}): --output-dir says what to create")
@@ -44,7 +44,7 @@ def _name(text: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; every flag is also understood with underscores."""
+    """The command line; every flag is also accepted with underscores."""
     out = BuilderParser(
         prog="python -m dataset.build_text_dataset",
         description=(__doc__ or "").replace("NAMES", ", ".join(NAMED)),
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _plan(arguments: argparse.Namespace, entry: NamedText | None) -> TextBuild:
-    """The build that the flags ask for, without its input."""
+    """The build that the flags describe, without its input."""
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers {arguments.workers} must be >= 1")
     kind = arguments.tokenizer or (entry.tokenizer if entry else "bpe")
@@ -112,7 +112,7 @@ def _plan(arguments: argparse.Namespace, entry: NamedText | None) -> TextBuild:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Build what the parsed flags ask for and return the card. Raises: UsageError."""
+    """Build what the parsed flags describe and return the card. Raises: UsageError."""
     name, entry = arguments.name, NAMED.get(arguments.name)
     fetch = arguments.download or arguments.hub is not None
     if bool(arguments.input) + fetch + arguments.stand_in > 1:
@@ -124,14 +124,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.stand_in:
         return build_stand_in(plan, name)
     if arguments.input:
-        inputs = [_within(path, entry) for path in arguments.input]
-        return build(_with(plan, inputs, {"input": [str(path) for path in inputs]}, entry))
+        inputs = [_corpus_folder(path, entry) for path in arguments.input]
+        return build(_with_inputs(plan, inputs, {"input": [str(path) for path in inputs]}, entry))
     if fetch:
         with tempfile.TemporaryDirectory(prefix="loopforge-text-") as folder:
             origin = download(name, arguments.hub, Path(folder))
             files = sorted(Path(folder).iterdir())
-            plan = replace(plan, published=())  # of the Hub, rows are read, not the published files
-            return build(_with(plan, files if len(files) == 1 else [Path(folder)], {"origin": origin}, entry))
+            plan = replace(plan, published=())  # the Hub gives rows, not the published files with these hashes
+            return build(_with_inputs(plan, files if len(files) == 1 else [Path(folder)], {"origin": origin}, entry))
     if entry is not None and entry.generated:
         return build_generated(plan, entry.generated)
     if entry is None:
@@ -142,17 +142,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     raise UsageError(f"{name} needs its text: --input FILE|FOLDER, or --download where there is a network{offline}")
 
 
-def _within(path: Path, entry: NamedText | None) -> Path:
-    """`path`, or the named data set's own place in it where `path` is a folder of several corpora."""
+def _corpus_folder(path: Path, entry: NamedText | None) -> Path:
+    """`path`, or the named data set's place in it if `path` is a folder of several corpora."""
     inner = path / entry.local if entry and entry.local else path
     return inner if inner.exists() else path
 
 
-def _with(plan: TextBuild, inputs: Sequence[Path], card: dict[str, Any], entry: NamedText | None) -> TextBuild:
+def _with_inputs(plan: TextBuild, inputs: Sequence[Path], card: dict[str, Any], entry: NamedText | None) -> TextBuild:
     values = {**vars(plan), "inputs": tuple(inputs), "card": card}
     named = (entry.train_split, entry.val_split) if entry else (None, None)
     if inputs[0].is_file() and (plan.train_split, plan.val_split) == named:
-        values |= {"train_split": None, "val_split": None}  # files of one's own are cut by --val-fraction
+        values |= {"train_split": None, "val_split": None}  # the user's own files are split by --val-fraction
     return TextBuild(**values)
 
 
@@ -164,7 +164,7 @@ def _build(argv: Sequence[str] | None) -> None:
         f"built {arguments.output_dir or Path('data') / arguments.name} ({card['source']}) in {card['seconds']:.1f} s: "
         f"train {counts['train']['tokens']:,} tokens, val {counts['val']['tokens']:,}; {tokenizer['type']} with "
         f"{tokenizer['vocab_size']:,} ({card['dtype']}), {card['bytes_per_token']['train']:g} bytes per token; "
-        f"split: {_split_words(card['split'])}; sha256 {card['content_hash'][:16]}"
+        f"split: {_describe_split(card['split'])}; sha256 {card['content_hash'][:16]}"
         + ("; STAND-IN DATA" if card["stand_in"] else "")
     )
     for line in _without_effect(arguments, card):
@@ -177,18 +177,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_effect(arguments: argparse.Namespace, card: dict[str, Any]) -> list[str]:
-    """Flags that had no effect, one by one."""
-    documents, whole = "documents" in card["counts"]["train"], card["split"]["rule"] == "that of the files"
+    """Flags that had no effect and why, one line each."""
+    documents, by_file = "documents" in card["counts"]["train"], card["split"]["rule"] == "that of the files"
     reasons = {
-        "seed": "validation files are given" if whole else "" if documents else "the end of a plain text is held out",
-        "val_fraction": "validation files are given" if whole else "",
+        "seed": "validation files are given" if by_file else "" if documents else "the end of a plain text is held out",
+        "val_fraction": "validation files are given" if by_file else "",
         "json_key": "" if documents else "the input is plain text, not JSONL",
     }
-    given = [(name, why) for name, why in reasons.items() if why and getattr(arguments, name) is not None]
-    return [f"--{name.replace('_', '-')} had no effect: {why}" for name, why in given]
+    unused = [(name, why) for name, why in reasons.items() if why and getattr(arguments, name) is not None]
+    return [f"--{name.replace('_', '-')} had no effect: {why}" for name, why in unused]
 
 
-def _split_words(split: dict[str, str]) -> str:
+def _describe_split(split: dict[str, str]) -> str:
     return f"train on {split['train']}, validate on {split['val']}" if "train" in split else split["rule"]
 
 

@@ -61,8 +61,8 @@ BUILT: Mapping[str, Built] = {
         corpus=CorpusPlan(side=6, families="first", num_train=63, num_test=14, num_novel=8), num_aug=4, canvas=6
     ),
     "few-shot-6x6": BuiltCorpus(
-        # No turned copies, which follow other rules (stripes of columns, a chequer from the right), but more tasks, and
-        # twice as many of the families that are learned last.
+        # No augmented copies: turning changes some rules (stripes of columns, a chequer from the right). More tasks
+        # instead, and twice as many of the families that are learned last.
         corpus=CorpusPlan(
             side=6,
             families=",".join((*PRESETS["few"], "grounded", "stamped", "targeted")),
@@ -73,7 +73,7 @@ BUILT: Mapping[str, Built] = {
         num_aug=0,
         canvas=6,
         data_mode="encoder",
-        moved=False,
+        translate=False,
     ),
     "few-shot-10x10": BuiltCorpus(
         corpus=CorpusPlan(side=10, num_train=1_620, num_test=135, num_novel=60),
@@ -86,7 +86,7 @@ BUILT: Mapping[str, Built] = {
 }
 _STAND_IN = BuiltCorpus(corpus=CorpusPlan(side=10), num_aug=8, canvas=LARGEST)
 CPU_SECONDS = {"sudoku-9x9-easy": 30, "sudoku-9x9-hard": 600, "maze-8x8": 30, "few-shot-6x6": 40}
-"""What building takes, as measured on one machine; those that are not here take less than 20. More cores share it."""
+"""CPU time of a build on one machine, which several cores divide; builds not listed take less than 20 s."""
 STAND_INS = {"arc-corpus": _STAND_IN, "arc-corpus-encoder": replace(_STAND_IN, data_mode="encoder")}
 _CSV = "the public Sudoku-Extreme CSV (train.csv, test.csv; --download in place of --input FOLDER fetches them)"
 
@@ -124,7 +124,7 @@ PUBLISHED = {
 
 
 def build_command(path: str | Path) -> str | None:
-    """The command that builds the data set at `path`, or None for a name that the catalog does not know."""
+    """The command that builds the data set at `path`; None for a name that is not in the catalog."""
     name = Path(path).name
     command = PUBLISHED[name].command if name in PUBLISHED else BUILT[name].command() if name in BUILT else None
     if command is None:
@@ -133,19 +133,19 @@ def build_command(path: str | Path) -> str | None:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """The card of the data set at `path`, of puzzles or of text. Raises: UsageError when it is neither."""
+    """The card of the puzzle or text data set at `path`. Raises: UsageError if it is neither."""
     root = Path(path)
     return describe_text(root) if (root / "train.bin").exists() else describe_puzzles(root)
 
 
 def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in", "error"] = "stand_in") -> Path:
-    """The data set at `path`, checked; a known generated one that is missing is built first, if `build` allows it.
+    """Check the data set at `path` and return it; with `build`, a generated one that is missing is built first.
 
-    A published one that is missing is an error, unless its entry declares a stand-in that `offline` does not forbid.
-    Several ranks may call this at once: the first builds, the others wait for it. One line announces a build, and one
-    at every use that the data are a stand-in, or were built under a generated one's name with other parameters.
+    A missing published data set is an error, unless its entry has a stand-in and `offline` allows it. Several ranks may
+    call this at once: the first builds, the others wait. One line announces a build; every use of a stand-in, or of a
+    generated data set whose parameters differ from the catalog's, prints one line, too.
 
-    Raises: UsageError for a damaged data set, for a missing one that cannot be built here, with the command, and for
+    Raises: UsageError for a damaged data set, for a missing one that cannot be built here (with the command), and for
     a stand-in with `offline="error"`.
     """
     root = user_path(path)
@@ -165,7 +165,7 @@ def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in",
 
 
 def _report_difference(root: Path) -> None:
-    """One line where a generated data set was built with other parameters than its name means now."""
+    """Print one line if a generated data set was built with other parameters than the catalog has now."""
     if root.name not in BUILT or not (root / CARD).exists():
         return
     card, differences = read_card(root / CARD), []
@@ -203,14 +203,14 @@ def _build_once(root: Path, stand_in: str | None) -> None:
     entry = STAND_INS[stand_in] if stand_in else BUILT[root.name]
     what = f"its stand-in {stand_in}" if stand_in else "it"
     long = f", about {CPU_SECONDS[root.name]} CPU seconds" if root.name in CPU_SECONDS else ""
-    print_rank0(f"{root} is missing: building {what} now ({entry.words()}{long})")
+    print_rank0(f"{root} is missing: building {what} now ({entry.summary()}{long})")
     try:
         if stand_in:
             STAND_INS[stand_in].stand_in(root)
         else:
             entry.build(root)
     except UsageError:
-        # Another rank or run held the lock and has finished: its result is ours, bit for bit.
+        # Another rank or run held the lock and has built it: the result is the same, bit for bit.
         if not root.exists():
             raise
 

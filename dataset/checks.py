@@ -1,6 +1,6 @@
-"""What a grid data set must not hold: tokens beyond its vocabulary, and counts or a card that its arrays contradict.
+"""Checks of a grid data set: tokens within the vocabulary, counts and card that agree with the arrays.
 
-And what must not happen to a file in use: that it is cut short.
+And of a file in use: that it is not truncated.
 
 N examples, T sequence length.
 """
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from dataset.format import PuzzleSplit
     from dataset.metadata import PuzzleMetadata
 
-# An array up to this size is read through when it is opened; of a larger one blocks spread over it are, as much in
-# all, and every batch is examined when it is drawn.
+# An array up to this size is read completely when it is opened. Of a larger one as many bytes are read, in blocks
+# spread over it, and every batch is checked when it is drawn.
 SCANNED_BYTES, BLOCK_BYTES = 256 << 20, 4 << 20
-# (file, its time and size, vocabulary, label that is not scored): what is known to be right is not read again.
-_known: set[tuple[Any, ...]] = set()
+# (file, its time and size, vocabulary, ignored label) of the arrays that passed, so that none is read twice.
+_passed: set[tuple[Any, ...]] = set()
 
 
 def check_tokens(path: Path, array: np.ndarray, metadata: PuzzleMetadata, *, labels: bool) -> bool:
-    """Look through inputs or labels [N, T]; whether all of it was seen.
+    """Check the tokens of inputs or labels [N, T]; returns whether every row was read.
 
-    Raises: UsageError naming file, row and token of the first that is neither below vocab_size nor (of labels) the
-    ignored one, and labels none of which is scored.
+    Raises: UsageError naming file, row and token of the first one that is not below vocab_size (nor, in labels, the
+    ignored one), and if no label is scored.
     """
     rows = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
     whole = array.nbytes <= SCANNED_BYTES
     ignored = metadata.ignore_label_id if labels else None
     status = path.stat()
-    seen = (str(path.absolute()), status.st_mtime_ns, status.st_size, metadata.vocab_size, ignored, labels)
-    if seen in _known:
+    key = (str(path.absolute()), status.st_mtime_ns, status.st_size, metadata.vocab_size, ignored, labels)
+    if key in _passed:
         return whole
     starts = range(0, len(array), rows)
     if not whole:
@@ -53,12 +53,12 @@ def check_tokens(path: Path, array: np.ndarray, metadata: PuzzleMetadata, *, lab
         scored = scored or ignored is None or bool((block != ignored).any())
     if labels and len(array) and not scored:
         raise UsageError(f"{path}: every label is ignore_label_id={ignored} (dataset.json): nothing would be scored")
-    _known.add(seen)
+    _passed.add(key)
     return whole
 
 
 def check_rows(path: Path, block: np.ndarray, numbers: np.ndarray, metadata: PuzzleMetadata, *, labels: bool) -> None:
-    """The same for some rows [n, T] of an array, which have these numbers [n] in it. Raises: UsageError."""
+    """Check rows [n, T] of an array; `numbers` [n] are their places in it, for the message. Raises: UsageError."""
     size = metadata.vocab_size
     if not block.size or (block.min() >= 0 and block.max() < size):
         return
@@ -66,15 +66,16 @@ def check_rows(path: Path, block: np.ndarray, numbers: np.ndarray, metadata: Puz
     if labels and metadata.ignore_label_id is not None:
         bad &= block != metadata.ignore_label_id
     if bad.any():
-        row, place = map(int, np.argwhere(bad)[0])
+        row, position = map(int, np.argwhere(bad)[0])
         raise UsageError(
-            f"{path}: row {numbers[row]} has the token {int(block[row, place])} at position {place}, but vocab_size is "
-            f"{size} in dataset.json (tokens 0 to {size - 1}): the files belong to different data sets, or are damaged"
+            f"{path}: row {numbers[row]} has the token {int(block[row, position])} at position {position}, but "
+            f"vocab_size is {size} in dataset.json (tokens 0 to {size - 1}): the files belong to different data sets, "
+            "or are damaged"
         )
 
 
 def check_counts(root: Path, split: str, metadata: PuzzleMetadata, sets: Sequence[PuzzleSplit]) -> None:
-    """Raise UsageError where dataset.json counts other groups, puzzles or examples than the arrays of all sets hold."""
+    """Raise UsageError if dataset.json counts other groups, puzzles or examples than the arrays of all sets hold."""
     path = root / split / "dataset.json"
     groups, puzzles, examples = (
         sum(numbers)
@@ -86,13 +87,13 @@ def check_counts(root: Path, split: str, metadata: PuzzleMetadata, sets: Sequenc
             raise UsageError(f"{path}: {key} is {declared:g}, the arrays hold {measured[0]:g}")
 
     agree("total_groups", metadata.total_groups, groups)
-    agree("total_puzzles", metadata.total_puzzles, puzzles, groups)  # TRM's Sudoku builder writes the groups there
+    agree("total_puzzles", metadata.total_puzzles, puzzles, groups)  # TRM's Sudoku builder stores the groups here
     if puzzles:
         agree("mean_puzzle_examples", metadata.mean_puzzle_examples, examples / puzzles, slack=0.01)
 
 
 def check_card(path: Path, card: dict[str, Any], metadata: PuzzleMetadata) -> None:
-    """Raise UsageError where dataset.json contradicts the card that was written beside it."""
+    """Raise UsageError if dataset.json contradicts the card.json of the same data set."""
     for key in ("vocab_size", "seq_len", "data_mode", "pad_id", "ignore_label_id", "blank_identifier_id"):
         declared = getattr(metadata, key)
         if key in card and card[key] != declared:
@@ -102,7 +103,7 @@ def check_card(path: Path, card: dict[str, Any], metadata: PuzzleMetadata) -> No
 
 
 class WatchedFile:
-    """A file that is mapped into memory: where it is cut short meanwhile, reading beyond its end kills the process."""
+    """A memory-mapped file whose truncation is noticed: reading beyond its end would kill the process (SIGBUS)."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -111,7 +112,7 @@ class WatchedFile:
         weakref.finalize(self, os.close, self._handle)
 
     def require_whole(self) -> None:
-        """Ask before each reading. A file that is replaced is no harm, the mapped one lives on. Raises: RunFailure."""
+        """Call before each read. Raises: RunFailure if the file was truncated; a replaced file stays mapped."""
         now = os.fstat(self._handle).st_size
         if now < self._size:
             raise RunFailure(

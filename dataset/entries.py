@@ -1,4 +1,4 @@
-"""What the catalog of named data sets (dataset/catalog.py) holds: how each is built, announced and recognised."""
+"""Entries of the catalog of named data sets (dataset/catalog.py): how each is built, announced and recognised."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Built(Protocol):
 
     @property
     def mean_examples(self) -> float | None:
-        """Training examples of a puzzle; None where they are counted only when it is built."""
+        """Training examples of a puzzle; None if only the build counts them."""
 
     def command(self) -> str:
         """The builder with its flags, without the folder."""
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """What is built, for the line that announces it."""
 
     def card(self) -> dict[str, Any]:
-        """Lines of its card.json, dots between nested keys: a folder whose card has others was built otherwise."""
+        """Values that its card.json must have (nested keys joined by dots); others mean other build parameters."""
 
     def build(self, root: Path) -> None:
         """Build it. Raises: UsageError."""
@@ -48,7 +48,7 @@ class Built(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltBoards(ABC):
-    """Generated boards of one kind: a group is one of them, with its augmented copies. Fields are the builder's."""
+    """Generated boards of one kind; a group is a board with its augmented copies. Fields as in the builder."""
 
     size: int
     num_train: int
@@ -61,12 +61,12 @@ class BuiltBoards(ABC):
     def groups(self) -> int:
         return self.num_train
 
-    def words(self) -> str:
+    def summary(self) -> str:
         side = f"{self.size}x{self.size}"
         return f"{self.num_train} training and {self.num_test} test {self.what} of {side}, generated"
 
     def flags(self) -> str:
-        """The options of every builder of boards."""
+        """The flags that all builders of boards share."""
         return f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test}"
 
     def card(self) -> dict[str, Any]:
@@ -130,8 +130,8 @@ class BuiltCorpus:
     num_aug: int
     canvas: int
     data_mode: Literal["embedding", "encoder"] = "embedding"
-    moved: bool = True
-    """Training pairs of encoder mode anywhere on the canvas; else at the top left, where evaluation has them."""
+    translate: bool = True
+    """Encoder mode: training pairs anywhere on the canvas, else at the top left as in evaluation."""
     mean_examples: ClassVar[float | None] = None
 
     @property
@@ -146,11 +146,11 @@ class BuiltCorpus:
         size = f"--canvas {self.canvas}" + (f" --largest {plan.side}" if plan.side < self.canvas else "")
         shown = f"--demonstrations {plan.demonstrations[0]} {plan.demonstrations[1]}"
         flags = f"{size} --families {plan.families} {counts} {shown} --num-aug {self.num_aug}"
-        flags += "" if self.moved else " --translation none"
+        flags += "" if self.translate else " --translation none"
         builder = ARC_BUILDER + ("_encoder --compact" if self.data_mode == "encoder" else "")
         return f"{builder} --generated {flags}"
 
-    def words(self) -> str:
+    def summary(self) -> str:
         side = f"{self.corpus.side}x{self.corpus.side}"
         count = self.corpus.num_train + self.corpus.num_test + self.corpus.num_novel
         copies = f", {self.num_aug} augmentations of each" if self.num_aug else ""
@@ -167,7 +167,7 @@ class BuiltCorpus:
             "canvas": self.canvas,
             "num_aug": self.num_aug,
             "corpus_seed": plan.seed,
-            **({"moved": self.moved} if self.data_mode == "encoder" else {}),
+            **({"moved": self.translate} if self.data_mode == "encoder" else {}),
         }
 
     def _plan(self, root: Path) -> ArcBuild:
@@ -178,7 +178,7 @@ class BuiltCorpus:
             canvas=self.canvas,
             data_mode=self.data_mode,
             compact=compact,
-            moved=self.moved,
+            translate=self.translate,
         )
 
     def build(self, root: Path) -> None:
@@ -209,7 +209,7 @@ class BuiltPatterns:
         counts = f"--num-train {plan.num_train} --num-test {plan.num_test}"
         return f"{PATTERN_BUILDER} --side {plan.side} --pattern {plan.pattern} {counts}"
 
-    def words(self) -> str:
+    def summary(self) -> str:
         plan = self.patterns
         count = plan.num_train + plan.num_test
         return f"{count} tasks of {plan.side}x{plan.side} with patterns of {plan.pattern}x{plan.pattern}, generated"
@@ -225,12 +225,12 @@ class BuiltPatterns:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A data set that a command makes of published data. A launch never builds it."""
+    """A data set built from published data. A launch never builds it."""
 
     command: str
     """The builder with its flags, without the folder; FOLDER is where the published files are."""
     data: str
-    """What those files are."""
+    """What the published files are."""
     groups: int | None = None
     """Training groups."""
     mean_examples: float | None = 1.0
@@ -238,4 +238,4 @@ class Published:
     data_mode: str = "embedding"
     """What its dataset.json says."""
     offline: str | None = None
-    """Key of STAND_INS that is built where it is missing (docs/decisions/0007-stand-in-data.md)."""
+    """Key of STAND_INS that is built if it is missing (docs/decisions/0007-stand-in-data.md)."""

@@ -1,10 +1,10 @@
-"""Questions with demonstrations: what a model that learns a rule from examples is fed (`data_mode: encoder`).
+"""Few-shot batches: questions with demonstrations of their puzzle (`data_mode: encoder`).
 
-Every slot of a run walks its own stream: example n of slot s is drawn from (seed, s, n) alone, so a loader has no
-hidden state, a slot takes its next example when it is ready for it, and nothing is loaded needlessly. The streams are
-interleaved: were all slots equally fast, each pass over the groups would meet every group once.
+Every slot of the batch reads its own stream: example n of slot s depends on (seed, s, n) alone. So a loader has no
+hidden state, a slot takes its next example when the last one has halted, and nothing is loaded in vain. The streams are
+interleaved: if all slots advance equally fast, each pass over the groups visits every group once.
 
-N examples, P puzzles, G groups, B rows, K demonstrations at most, T tokens.
+N examples, P puzzles, G groups, B rows, K demonstrations at most, T sequence length.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from engine.io import UsageError
 
 MODE = "encoder"
 KEPT = 64
-"""Passes over the groups whose random numbers are kept: slots that halt early are ahead of others."""
+"""Passes over the groups whose random numbers are cached: slots that halt early are ahead of others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Showing:
-    """Which example of a puzzle is asked in training, and which are shown with it."""
+    """Which example of a puzzle is the question in training, and which are its demonstrations."""
 
     query_policy: Literal["test_only", "leave_one_out", "mixed"] = "mixed"
     """What is asked: a test, shown all demonstrations; any pair, shown all others; or by chance one of the two."""
@@ -52,29 +52,29 @@ class Showing:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FewShotSplit(PuzzleSplit):
-    """A split whose batches come with demonstrations: `batch` shows each question all of its puzzle's.
+    """A split whose batches have demonstrations; `batch` gives each question all those of its puzzle.
 
-    Beside the keys of `PuzzleSplit.batch`, all int32 but the mask: demo_inputs and demo_labels [n, K, T] (pad_id where
-    there is no demonstration), demo_mask [n, K] bool, group_ids [n] (-1 for padding).
+    Adds to the keys of `PuzzleSplit.batch`: demo_inputs and demo_labels [n, K, T] int32 (pad_id where there is no
+    demonstration), demo_mask [n, K] bool, group_ids [n] int32 (-1 for padding).
     """
 
     width: int
     """K"""
     first_group: int = 0
-    """Number of its first group among those of all splits."""
+    """Index of its first group among those of all splits."""
 
     def demonstrations(self, examples: np.ndarray) -> np.ndarray:
-        """The demonstrations of the puzzle of each example [n], in the order of the file; int64 [n, K], -1 for none."""
+        """The demonstrations of each example's puzzle, in file order: [n] -> int64 [n, K], -1 for none."""
         assert self.num_demos is not None
         puzzles, place = self.puzzles_of(examples), np.arange(self.width)
         shown = self.puzzle_indices[puzzles][:, None] + place
         return np.where(place < self.num_demos[puzzles][:, None], shown, -1)
 
     def batch(self, examples: np.ndarray) -> dict[str, np.ndarray]:
-        return self.shown(examples, self.demonstrations(examples))
+        return self.batch_with(examples, self.demonstrations(examples))
 
-    def shown(self, examples: np.ndarray, demonstrations: np.ndarray) -> dict[str, np.ndarray]:
-        """Examples [n], each with these demonstrations [n, K] (example numbers, -1 for none)."""
+    def batch_with(self, examples: np.ndarray, demonstrations: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch of examples [n] with the given demonstrations [n, K] (example indices, -1 for none)."""
         mask = demonstrations >= 0
         pairs = super().batch(np.concatenate([examples, demonstrations[mask]]))  # only what exists is read
         out = self.padding(len(examples))
@@ -100,7 +100,7 @@ class FewShotSplit(PuzzleSplit):
 
 
 def few_shot(splits: Sequence[PuzzleSplit], width: int | None = None) -> list[FewShotSplit]:
-    """The same splits with demonstrations, at most `width` of each puzzle; None: all that any puzzle has.
+    """The splits with demonstrations, at most `width` of each puzzle; None: the most that a puzzle has.
 
     Raises: UsageError for data without demonstrations.
     """
@@ -128,10 +128,10 @@ class FewShotSampler:
 
     Args:
         global_batch_size: number of slots over all ranks.
-        showing: what is asked and shown.
+        showing: how questions and demonstrations are chosen.
         held_back: groups of each split that are never drawn.
 
-    Raises: UsageError where the splits disagree, have no demonstrations, or all groups are held back.
+    Raises: UsageError if the splits disagree, have no demonstrations, or all groups are held back.
     """
 
     DATA_MODE: ClassVar[str] = MODE
@@ -152,7 +152,7 @@ class FewShotSampler:
         for other in splits[1:]:
             check_agreement(splits, other.metadata, other.root / other.split / "dataset.json")
         self.seed, self.global_batch_size, self.showing = seed, global_batch_size, showing or Showing()
-        # a demonstration is a target, too: leave-one-out shows the tests, one pair less than there are
+        # leave-one-out shows tests, too: all pairs of the puzzle but the one that is asked
         all_pairs = max(int(np.diff(split.puzzle_indices).max(initial=2)) for split in splits)
         own = few_shot(splits)
         most = own[0].width if self.showing.query_policy == "test_only" else all_pairs - 1
@@ -173,7 +173,7 @@ class FewShotSampler:
 
     @property
     def max_demos(self) -> int:
-        """K, of every batch."""
+        """K of every batch."""
         return self.splits[0].width
 
     @property
@@ -183,13 +183,13 @@ class FewShotSampler:
 
     @property
     def examples_per_epoch(self) -> int:
-        """Examples of a pass over the groups, one of each: what all slots together take in an epoch."""
+        """Examples that all slots together take in a pass over the groups: one of each group."""
         return self.num_groups
 
     def take(self, slots: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Example positions[i] (from 0) of slot slots[i], one row for each i; see `FewShotSplit` for the keys.
+        """The batch of example positions[i] (from 0) of slot slots[i], a row for each i; keys as in `FewShotSplit`.
 
-        A function of the seed, slot and position: equal for any number of ranks, and whatever was asked before.
+        A function of seed, slot and position alone: the same for any number of ranks and any earlier calls.
         """
         groups, numbers = self._drawn(slots, positions)
         owner = np.searchsorted(self._first_groups, groups, side="right") - 1
@@ -197,37 +197,37 @@ class FewShotSampler:
         for number in np.unique(owner):
             mine = owner == number
             split = self.splits[number]
-            for key, value in split.shown(*self._choose(split, groups[mine], numbers[mine])).items():
+            for key, value in split.batch_with(*self._choose(split, groups[mine], numbers[mine])).items():
                 out[key][mine] = value
         return out
 
     def _drawn(self, slots: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The group of each row [n] and its uniform numbers [n, 3 + 2 pairs]."""
+        """The group of each row [n] and its uniform random numbers [n, 3 + 2 pairs]."""
         if ((slots < 0) | (slots >= self.global_batch_size) | (positions < 0)).any():
             raise IndexError(f"slots are 0 to {self.global_batch_size - 1}, positions count from 0")
-        place = positions.astype(np.int64) * self.global_batch_size + slots
-        turns, index = np.divmod(place, self.num_groups)
-        groups = np.empty(len(place), dtype=np.int64)
-        numbers = np.empty((len(place), 3 + 2 * self._pairs))
-        for turn in np.unique(turns).tolist():
-            mine = turns == turn
-            order, table = self._pass(turn)
+        drawn = positions.astype(np.int64) * self.global_batch_size + slots
+        passes, index = np.divmod(drawn, self.num_groups)
+        groups = np.empty(len(drawn), dtype=np.int64)
+        numbers = np.empty((len(drawn), 3 + 2 * self._pairs))
+        for number in np.unique(passes).tolist():
+            mine = passes == number
+            order, table = self._pass(number)
             groups[mine], numbers[mine] = order[index[mine]], table[index[mine]]
         return groups, numbers
 
-    def _pass(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order of the groups in this pass, and uniform numbers of each place in it."""
-        if turn not in self._passes:
-            generator = keyed_numpy(self.seed, "few_shot", turn)
+    def _pass(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order of the groups in a pass [G], and the uniform random numbers of each [G, 3 + 2 pairs]."""
+        if number not in self._passes:
+            generator = keyed_numpy(self.seed, "few_shot", number)
             order = self._groups[generator.permutation(self.num_groups)]
-            self._passes[turn] = order, generator.random((self.num_groups, 3 + 2 * self._pairs))
-        self._passes.move_to_end(turn)
+            self._passes[number] = order, generator.random((self.num_groups, 3 + 2 * self._pairs))
+        self._passes.move_to_end(number)
         if len(self._passes) > KEPT:
             self._passes.popitem(last=False)
-        return self._passes[turn]
+        return self._passes[number]
 
     def _choose(self, split: FewShotSplit, groups: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(what is asked [n], what is shown [n, K]) for groups of one split and their uniform numbers."""
+        """(questions [n], demonstrations [n, K]) for groups of one split and their uniform random numbers."""
         assert split.num_demos is not None
         local, showing = groups - split.first_group, self.showing
         begin, end = split.group_indices[local], split.group_indices[local + 1]
@@ -238,11 +238,11 @@ class FewShotSampler:
         any_pair = numbers[:, 1] < share
         least = np.where(any_pair, 0, demos)
         asked = least + (numbers[:, 2] * (sizes - least)).astype(np.int64)
-        # A key for each pair of the puzzle: those that may not be shown last, then those that dropout leaves out.
+        # Which pairs of the puzzle may be shown: its demonstrations, or all of its pairs; never the question.
         pair = np.arange(self._pairs)
         candidate = (pair < np.where(any_pair, sizes, demos)[:, None]) & (pair != asked[:, None])
         order_keys, drop_keys = numbers[:, 3 : 3 + self._pairs], numbers[:, 3 + self._pairs :]
-        # dropout: in the order of their keys the demonstrations go, until min_demos are left
+        # dropout removes demonstrations in the order of their keys, and leaves min_demos of them
         rank = np.where(candidate, drop_keys, 2.0).argsort(axis=1).argsort(axis=1)
         kept = candidate & (
             (drop_keys >= showing.demo_dropout) | (rank >= (candidate.sum(1) - showing.min_demos)[:, None])
@@ -254,9 +254,9 @@ class FewShotSampler:
 
 
 class FewShotEvalSampler(EvalSampler):
-    """Evaluation in file order: every question of every puzzle once, with all demonstrations of its puzzle.
+    """Evaluation batches in file order: every question once, with all demonstrations of its puzzle.
 
-    Batches have the keys of `FewShotSplit`; padding rows have no demonstration. Arguments as of `EvalSampler`.
+    Keys as in `FewShotSplit`; padding rows have no demonstration. Arguments as in `EvalSampler`.
     """
 
     DATA_MODE: ClassVar[str] = MODE

@@ -1,7 +1,7 @@
 """The on-disk format of grid data sets: groups of puzzles of examples.
 
     <root>/identifiers.json     list, index = puzzle identifier, [0] = "<blank>"
-    <root>/card.json            where the data come from, counts, content hash (ours, optional)
+    <root>/card.json            origin of the data, counts, content hash (ours, optional)
     <root>/{train,test}/dataset.json                    PuzzleMetadata
     <root>/{train,test}/<set>__inputs.npy               [N, T] tokens
     <root>/{train,test}/<set>__labels.npy               [N, T] tokens
@@ -10,8 +10,8 @@
     <root>/{train,test}/<set>__group_indices.npy        [G + 1] puzzle offsets
     <root>/{train,test}/<set>__num_demos.npy            [P] with "data_mode": "encoder" (dataset/fewshot.py)
 
-With "storage": "compact" in dataset.json, grids and augmentations stand in place of inputs and labels, whose rows are
-made when they are read (dataset/arc/compact.py): `load_split` and `PuzzleSplit.batch` give the same.
+With "storage": "compact" in dataset.json, grids and augmentations are stored in place of inputs and labels, whose rows
+are computed when they are read (dataset/arc/compact.py): `load_split` and `PuzzleSplit.batch` give the same.
 
 N examples, T sequence length, P puzzles, G groups. A group is an original task, a puzzle one augmentation of
 it, an example one input/output pair.
@@ -46,7 +46,7 @@ from engine.io import UsageError
 
 @dataclass(frozen=True, eq=False)
 class PuzzleSplit:
-    """One set of one split. Inputs and labels are memory-mapped, or made when read; the indices are in memory."""
+    """One set of one split. Inputs and labels are memory-mapped, or computed when read; the indices are in memory."""
 
     root: Path
     split: str
@@ -64,16 +64,16 @@ class PuzzleSplit:
     group_indices: np.ndarray
     """[G + 1] int64"""
     whole: bool = True
-    """Whether every token was examined when the set was opened; else each batch is."""
+    """Whether every token was checked when the set was opened; else each batch is checked."""
     identifier_offset: int = 0
-    """Added to every identifier but the blank one, so that data sets trained together do not share rows."""
+    """Added to every identifier but the blank one, so that data sets trained together do not share embedding rows."""
     files: tuple[WatchedFile, ...] = ()
-    """Behind inputs and labels."""
+    """The files of inputs and labels."""
     num_demos: np.ndarray | None = None
-    """[P] int64: of each puzzle so many examples, the first ones, are demonstrations; None in embedding mode."""
+    """[P] int64: the number of each puzzle's first examples that are demonstrations; None in embedding mode."""
     leakage: str = ""
-    """What the model has seen of these puzzles elsewhere (a key of evaluators.voting.tasks.LEAKAGE), where a part of it
-    was trained by another run."""
+    """What a part of the model that another run trained has seen of these puzzles: a key of
+    evaluators.voting.tasks.LEAKAGE."""
 
     @property
     def num_examples(self) -> int:
@@ -88,19 +88,19 @@ class PuzzleSplit:
         return len(self.group_indices) - 1
 
     @cached_property
-    def _each(self) -> int:
-        """Examples of each puzzle, where all have equally many; else 0."""
+    def _examples_per_puzzle(self) -> int:
+        """Examples of each puzzle if all have equally many; else 0."""
         counts = np.unique(np.diff(self.puzzle_indices))
         return int(counts[0]) if len(counts) == 1 else 0
 
     def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
-        """The puzzle number of each example number."""
-        if self._each:
-            return examples // self._each
+        """The puzzle index of each example index."""
+        if self._examples_per_puzzle:
+            return examples // self._examples_per_puzzle
         return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
 
     def questions(self) -> np.ndarray:
-        """The examples that an evaluation asks: all, in encoder mode those that are not demonstrations; ascending."""
+        """Ascending indices of the examples to evaluate: all, in encoder mode those that are not demonstrations."""
         examples = np.arange(self.num_examples)
         if self.num_demos is None:
             return examples
@@ -110,52 +110,52 @@ class PuzzleSplit:
     def batch(self, examples: np.ndarray) -> dict[str, np.ndarray]:
         """Rows as int32: inputs [n, T], labels [n, T] (ignored ones -100), puzzle_identifiers [n].
 
-        Raises: RunFailure when a file was cut short since it was opened.
+        Raises: RunFailure if a file was truncated since it was opened.
         """
         return widened(self.rows(examples))
 
     def rows(self, examples: np.ndarray) -> dict[str, np.ndarray]:
-        """What `batch` gives, tokens in the narrowest type (`token_type`): a quarter of the bytes, int8 for uint8."""
+        """As `batch`, with tokens in the narrowest type (`token_type`): int8 for uint8, a quarter of the bytes."""
         for file in self.files:
             file.require_whole()
-        inputs, stored = (_taken(array, examples) for array in (self.inputs, self.labels))
+        inputs, stored = (_take_rows(array, examples) for array in (self.inputs, self.labels))
         if not self.whole:
-            self._check_again(inputs, stored, examples)
-        kind = token_type(self.metadata)
-        labels = _narrowed(stored, kind)
+            self._check_batch(inputs, stored, examples)
+        dtype = token_type(self.metadata)
+        labels = _narrow(stored, dtype)
         if (ignored := self.metadata.ignore_label_id) is not None:
-            # By addition: an assignment through a mask takes seven times as long where half of the cells are padding.
-            moved = (stored == ignored).view(np.int8).astype(kind, copy=False)
-            moved *= np.array(IGNORE - ignored).astype(kind)  # may wrap round, and so does the sum
-            labels = np.add(moved, labels, out=moved)
+            # By addition: a masked assignment takes seven times as long if half of the cells are padding.
+            shift = (stored == ignored).view(np.int8).astype(dtype, copy=False)
+            shift *= np.array(IGNORE - ignored).astype(dtype)  # may wrap around, and so does the sum
+            labels = np.add(shift, labels, out=shift)
         identifiers = self.puzzle_identifiers[self.puzzles_of(examples)].astype(np.int32)
         if self.identifier_offset:
             identifiers[identifiers != self.metadata.blank_identifier_id] += self.identifier_offset
-        return {"inputs": _narrowed(inputs, kind), "labels": labels, "puzzle_identifiers": identifiers}
+        return {"inputs": _narrow(inputs, dtype), "labels": labels, "puzzle_identifiers": identifiers}
 
     def padding(self, rows: int) -> dict[str, np.ndarray]:
-        """`rows` rows that hold no example, with the keys of `batch`."""
+        """`rows` padding rows with the keys of `batch`."""
         return empty_batch(rows, self.metadata)
 
-    def _check_again(self, inputs: np.ndarray, labels: np.ndarray, examples: np.ndarray) -> None:
+    def _check_batch(self, inputs: np.ndarray, labels: np.ndarray, examples: np.ndarray) -> None:
         for array, read in ((self.inputs, inputs), (self.labels, labels)):
             path = Path(str(getattr(array, "filename", self.root / self.split)))
             check_rows(path, read, examples, self.metadata, labels=read is labels)
 
 
 def token_type(metadata: PuzzleMetadata) -> np.dtype:
-    """The smallest signed type that holds every token and -100: int8 for at most 128 words."""
+    """The smallest signed type that holds every token and -100: int8 for a vocabulary of at most 128."""
     return np.min_scalar_type(-max(metadata.vocab_size, -IGNORE))
 
 
-def _taken(array: np.ndarray | ExpandedRows, examples: np.ndarray) -> np.ndarray:
-    """These rows; of a file by `take`, which copies whole rows and needs two thirds of the time of an index."""
+def _take_rows(array: np.ndarray | ExpandedRows, examples: np.ndarray) -> np.ndarray:
+    """The rows of these examples; from a file by `take`, which needs two thirds of the time of indexing."""
     return np.asarray(array).take(examples, axis=0) if isinstance(array, np.ndarray) else array[examples]
 
 
-def _narrowed(stored: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """Stored rows as `kind`: bytes are taken as they are, numbers of another width are copied."""
-    return stored.view(kind) if stored.itemsize == kind.itemsize == 1 else stored.astype(kind)
+def _narrow(stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Stored rows as `dtype`: a view of single bytes, else a copy."""
+    return stored.view(dtype) if stored.itemsize == dtype.itemsize == 1 else stored.astype(dtype)
 
 
 def widened(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -255,7 +255,7 @@ def _load_num_demos(folder: Path, name: str, puzzle_indices: np.ndarray) -> np.n
 
 
 def load_split(root: str | Path, split: str, set_name: str | None = None) -> PuzzleSplit:
-    """One set of `<root>/<split>`; `set_name` may be left out where there is only one.
+    """Load one set of `<root>/<split>`; `set_name` may be omitted if there is only one.
 
     Raises: UsageError naming the file that is missing, unreadable or inconsistent.
     """
@@ -271,13 +271,13 @@ def load_split(root: str | Path, split: str, set_name: str | None = None) -> Puz
 def load_splits(
     roots: Sequence[str | Path], split: str, *, like: Sequence[PuzzleSplit] | None = None
 ) -> list[PuzzleSplit]:
-    """Every set of every root, ready to be used together.
+    """Load every set of every root, to be used together.
 
-    Identifiers of later roots are shifted so that no two roots share an embedding row (the blank identifier
-    excepted). `like` = the training splits: the result then takes over their shifts, a root that was not
-    trained on must have the identifiers of one that was, or none but the blank one.
+    Identifiers of later roots are shifted so that no two roots share an embedding row (except that of the blank
+    identifier). `like`: the training splits, whose shifts are used then; a root that was not trained on must have the
+    identifiers of one that was, or the blank one only.
 
-    Raises: UsageError naming both files where the roots disagree.
+    Raises: UsageError naming both files if the roots disagree.
     """
     if not roots:
         raise UsageError("data_paths is empty: name at least one data set folder")
@@ -290,7 +290,7 @@ def load_splits(
         offset = shift if like is None else _trained_offset(root, metadata, like)
         loaded = [_load_set(root, split, metadata, name) for name in metadata.sets]
         check_counts(root, split, metadata, loaded)
-        _check_beside(root, split, metadata)
+        _check_names_and_card(root, split, metadata)
         for part in loaded:
             count = used.get(part.set_name, 0)
             used[part.set_name] = count + 1
@@ -303,7 +303,7 @@ def load_splits(
 
 
 def _check_table(split: PuzzleSplit, set_name: str, rows: int) -> None:
-    """Raise UsageError where an identifier of `split` lies beyond the `rows` of the table that was trained."""
+    """Raise UsageError if an identifier of `split` is outside the `rows` of the trained embedding table."""
     if not len(split.puzzle_identifiers) or int(split.puzzle_identifiers.max()) + split.identifier_offset < rows:
         return
     identifier = int(split.puzzle_identifiers.max())
@@ -317,8 +317,8 @@ def _check_table(split: PuzzleSplit, set_name: str, rows: int) -> None:
     )
 
 
-def _check_beside(root: Path, split: str, metadata: PuzzleMetadata) -> None:
-    """Hold dataset.json against identifiers.json and card.json, where they are there."""
+def _check_names_and_card(root: Path, split: str, metadata: PuzzleMetadata) -> None:
+    """Raise UsageError if dataset.json contradicts identifiers.json or card.json; either may be missing."""
     names = root / "identifiers.json"
     if names.exists():
         listed, count = read_json_file(names), metadata.num_puzzle_identifiers
@@ -353,5 +353,5 @@ def _trained_offset(root: Path, metadata: PuzzleMetadata, trained: Sequence[Puzz
 
 
 def combined_identifiers(splits: Sequence[PuzzleSplit]) -> int:
-    """Rows the embedding table needs for these splits together."""
+    """Rows of the embedding table for these splits together."""
     return max(s.identifier_offset + s.metadata.num_puzzle_identifiers for s in splits)

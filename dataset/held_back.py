@@ -1,6 +1,6 @@
 """Training groups held back for validation: `best` and early stopping use them, the test split is for the end.
 
-Which ones follows from its own seed (not the training seed) and the number of groups, so all runs on a data set
+Which ones depends on a seed of their own (not the training seed) and on the number of groups, so all runs on a data set
 select on the same examples.
 """
 
@@ -18,29 +18,29 @@ from engine.distributed import keyed_numpy
 from engine.io import UsageError, print_rank0
 
 SHARE, MOST = 20, 256
-"""One group in 20, at most 256: of so many a share of 0.9 is known to 0.04 either way."""
+"""One group in 20, at most 256: enough to measure an accuracy of 0.9 to within 0.04."""
 
 
 @dataclass(frozen=True)
 class HeldBack:
-    """What a run selects on."""
+    """The data on which a run selects its best checkpoint."""
 
     groups: list[np.ndarray] | None
-    """Of each training split, ascending; None: it selects on the test split, or has nothing to select."""
+    """Ascending, for each training split; None: the run selects on the test split, or not at all."""
     sampler: EvalSampler | None
     splits: dict[str, str]
-    """First part of a metric's name -> the data it is of, in words."""
+    """Prefix of a metric's name -> description of its data."""
 
     @property
     def prefix(self) -> str:
-        """First part of the name of the metric that selects."""
+        """Prefix of the metric that selects."""
         return "eval" if self.sampler is None else "val"
 
 
 def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
-    """What a run selects on by its config, for these training splits.
+    """Choose what a run selects on, from its config and training splits.
 
-    Only evaluations while training select anything, so without them every group is trained on.
+    Only evaluations during training select anything, so without them every group is trained on.
     """
     if config.eval_interval is None or config.eval_interval == config.epochs:
         return HeldBack(None, None, {"eval": "of the test split, at the end"})
@@ -72,7 +72,7 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
 
 
 def validation_count(groups: int, validation_groups: int | None = None) -> int:
-    """How many of so many training groups are held back. Raises: UsageError where none would be left to train on."""
+    """How many of `groups` training groups are held back. Raises: UsageError if none would be left to train on."""
     if validation_groups is not None and validation_groups >= groups:
         raise UsageError(
             f"validation_groups={validation_groups}: the training data have {groups} groups, lower it or select_on=test"
@@ -83,10 +83,10 @@ def validation_count(groups: int, validation_groups: int | None = None) -> int:
 def choose_groups(
     splits: Sequence[PuzzleSplit], *, seed: int, validation_groups: int | None = None
 ) -> list[np.ndarray] | None:
-    """The groups of each split to hold back, ascending.
+    """The groups of each split to hold back, ascending; None if none can be.
 
-    None where the groups have puzzle identifiers of their own: what is not trained on has no embedding then, and does
-    not predict what is. A model that is shown demonstrations has no embeddings, and any group can be held back from it.
+    Groups with puzzle identifiers of their own cannot: a held-back group would have an untrained embedding. A model
+    that is shown demonstrations has no embeddings, so any group can be held back.
     """
     sizes = [split.num_groups for split in splits]
     total = sum(sizes)
@@ -102,7 +102,7 @@ def choose_groups(
 
 
 def _shared_identifiers(split: PuzzleSplit, groups: np.ndarray) -> bool:
-    """Whether each identifier of these groups also occurs in the others."""
+    """Whether every identifier of these groups also occurs in the other groups."""
     owner = np.repeat(np.arange(split.num_groups), np.diff(split.group_indices))
     out = np.isin(owner, groups)
     return bool(np.isin(split.puzzle_identifiers[out], split.puzzle_identifiers[~out]).all())
@@ -115,7 +115,7 @@ def _first(groups: Sequence[np.ndarray], most: int | None) -> list[np.ndarray]:
 
 
 def examples_of(split: PuzzleSplit, groups: np.ndarray) -> np.ndarray:
-    """The questions of the first puzzle of each group: its other puzzles are copies of that one."""
+    """The questions of the first puzzle of each group; its other puzzles are augmented copies."""
     puzzles = split.group_indices[groups]
     ranges = [np.arange(split.puzzle_indices[p], split.puzzle_indices[p + 1]) for p in puzzles]
     return np.intersect1d(np.concatenate([np.empty(0, dtype=np.int64), *ranges]), split.questions())

@@ -1,4 +1,4 @@
-"""Published CSV data sets of the Hugging Face Hub."""
+"""Downloads published CSV data sets from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.io import UsageError
 
 
 def download_csv(repository: str) -> Path:
-    """The folder with train.csv and test.csv of a Hub data set. Raises: UsageError when they cannot be fetched."""
+    """Fetch train.csv and test.csv of a Hub data set; returns their folder. Raises: UsageError if that fails."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -18,7 +18,7 @@ def download_csv(repository: str) -> Path:
         ) from None
     try:
         files = [hf_hub_download(repository, f"{name}.csv", repo_type="dataset") for name in ("train", "test")]
-    except Exception as error:  # every failure of the library ends here, with its first line
+    except Exception as error:  # any failure of the library is reported by its first line
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"--download from {repository} failed: {first}; pass the files' folder as --input") from None
     return Path(files[0]).parent

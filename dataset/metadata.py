@@ -1,4 +1,4 @@
-"""dataset.json and card.json: what a data set states of itself, checked, and which files hold its arrays."""
+"""dataset.json and card.json, checked when they are read, and the array files of a data set."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ARRAYS = {
     "arrays": ("inputs", "labels", *INDICES),
     "compact": ("cells", "shapes", "augmentations", "offsets", *INDICES),
 }
-"""The files of a set by how it is stored."""
+"""The array files of a set, by its storage."""
 NUM_DEMOS = "num_demos"
-"""One file more with `data_mode: encoder`: how many of a puzzle's examples, the first ones, are demonstrations; [P]."""
+"""An additional file with `data_mode: encoder`: how many of each puzzle's first examples are demonstrations; [P]."""
 SPLITS = ("train", "test")
 NPY = np.lib.format.MAGIC_PREFIX
 IGNORE = -100
 """Label of a position that is not scored."""
-# What several data sets must agree on to be trained on together.
+# Keys in which data sets that are trained on together must agree.
 SHARED = ("seq_len", "vocab_size", "pad_id", "ignore_label_id", "blank_identifier_id", "data_mode")
 
 
@@ -32,11 +32,11 @@ class PuzzleMetadata:
     """The content of dataset.json."""
 
     pad_id: int
-    """Token that fills rows that hold no example."""
+    """Token of padding rows."""
     ignore_label_id: int | None
     """Label token that is not scored; None scores all."""
     blank_identifier_id: int
-    """Puzzle identifier of rows that hold no example."""
+    """Puzzle identifier of padding rows."""
     vocab_size: int
     seq_len: int
     num_puzzle_identifiers: int
@@ -44,22 +44,21 @@ class PuzzleMetadata:
     total_groups: int
     mean_puzzle_examples: float
     total_puzzles: int
-    """Derived from the arrays where the file lacks it (HRM's builders)."""
+    """Counted in the arrays if the file lacks it (HRM's builders)."""
     sets: tuple[str, ...] = ("all",)
     data_mode: str = "embedding"
-    """How a model knows its task: `embedding` = one learned vector per puzzle identifier, `encoder` = it is shown
-    demonstrations."""
+    """What tells a model its task: `embedding` = a learned vector per puzzle identifier, `encoder` = demonstrations."""
     storage: str = "arrays"
-    """Which files hold the examples: a key of ARRAYS."""
+    """How examples are stored: a key of ARRAYS."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """The files of each set."""
+        """The array files of each set."""
         return (*ARRAYS[self.storage], *((NUM_DEMOS,) if self.data_mode == "encoder" else ()))
 
 
 def need(condition: bool, path: Path, text: str) -> None:
-    """Raise UsageError of this text about this file unless the condition holds."""
+    """Raise UsageError with `path` and `text` unless the condition holds."""
     if not condition:
         raise UsageError(f"{path}: {text}")
 
@@ -74,7 +73,7 @@ def read_json_file(path: Path) -> Any:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a data set (card.json), the fields that anything is decided by checked. Raises: UsageError."""
+    """Read a card.json and check the types of the fields that decisions depend on. Raises: UsageError."""
     card = read_object(path)
     kinds = {"name": str, "content_hash": str, "stand_in": bool}
     for key, kind in kinds.items():
@@ -83,13 +82,13 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def refuse_split(root: Path) -> None:
-    """Raises: UsageError where `root` is a split of a data set, so that its parent is meant."""
+    """Raise UsageError if `root` is a split of a data set: its parent is meant."""
     if (root / "dataset.json").exists() and not (root / "train").exists():
         raise UsageError(f"{root} is one split of a data set: name the set, {root.parent}")
 
 
 def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
-    """The checked dataset.json of a split. Unknown keys are ignored, `total_puzzles` may be missing.
+    """Read and check the dataset.json of a split. Unknown keys are ignored, `total_puzzles` may be missing.
 
     Raises: UsageError naming the file and the key.
     """
@@ -151,14 +150,14 @@ def _count_puzzles(folder: Path, sets: Any) -> int:
 
 
 class _Plain:
-    """A file that numpy does not take for one: it then writes by `write`, whose errors have a reason."""
+    """A file that numpy does not recognise as one, so that it calls `write`, whose errors have a reason."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.write = stream.write
 
 
 def save_array(path: Path, values: np.ndarray) -> None:
-    """Write an .npy file. Raises: OSError with its reason, such as a full disk, which `numpy.save(path)` leaves out."""
+    """Write an .npy file. Raises: OSError with its reason (such as a full disk), which `numpy.save(path)` omits."""
     with open(path, "wb") as stream:
         np.save(_Plain(stream), values)  # type: ignore[call-overload]
 
@@ -167,10 +166,10 @@ def load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
     try:
         check_regular(path)
         with open(path, "rb") as stream:
-            mark = stream.read(len(NPY))
-        if mark and not mark.startswith((NPY, b"PK")):  # numpy would advise to unpickle it
+            magic = stream.read(len(NPY))
+        if magic and not magic.startswith((NPY, b"PK")):  # numpy's own message would advise unpickling it
             raise ValueError("it does not begin as one")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that promises more is refused
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping refuses a file shorter than its header says
         array = array if mapped or not isinstance(array, np.ndarray) else np.array(array)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None

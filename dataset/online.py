@@ -1,6 +1,6 @@
-"""Augmentation while training: every example that is offered is a symmetric copy of itself, another one each time.
+"""Augmentation during training: every example of a batch is replaced by a random symmetric copy.
 
-B rows of the global batch, T cells, V words.
+B rows of the global batch, T sequence length, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from engine.io import UsageError
 
 
 class OnlineCopies:
-    """Draws from the symmetries that the `train` splits declare; never a copy with the answer of a `test` example.
+    """Draws from the symmetries of the `train` splits, but no copy whose answer is that of a `test` example.
 
-    Raises: UsageError where a training set declares no symmetries.
+    Raises: UsageError if a training set declares no symmetries.
     """
 
     def __init__(self, train: Sequence[PuzzleSplit], test: Sequence[PuzzleSplit]) -> None:
@@ -29,7 +29,7 @@ class OnlineCopies:
                 "false"
             )
         declared: list[Draw] = [draw for _, draw in draws if draw is not None]
-        self.draw = declared[0]  # the sets agree in size and words, and with these in their symmetries
+        self.draw = declared[0]  # sets that agree in length and vocabulary have the same symmetries
         self.forbidden = {
             answer.tobytes() for split in test for answer in split.rows(np.arange(split.num_examples))["labels"]
         }
@@ -37,18 +37,18 @@ class OnlineCopies:
     def apply(
         self, rows: dict[str, np.ndarray], total: int, low: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Copies of rows `low`, `low` + 1, … of a global batch of `total` rows; which, depends on `rng` alone."""
+        """Copies of the rows `low`, `low` + 1, … of a global batch of `total` rows; `rng` alone decides which ones."""
         drawn = self.draw(total, rng)
-        cells, words = (part[low : low + len(rows["inputs"])] for part in (drawn.cells, drawn.words))
+        cells, tokens = (part[low : low + len(rows["inputs"])] for part in (drawn.cells, drawn.tokens))
         inputs, labels = (np.take_along_axis(rows[name], cells, axis=1) for name in ("inputs", "labels"))
         scored = labels != IGNORE
-        inputs = np.take_along_axis(words, inputs, axis=1).astype(inputs.dtype)
+        inputs = np.take_along_axis(tokens, inputs, axis=1).astype(inputs.dtype)
         labels = np.where(
-            scored, np.take_along_axis(words, np.where(scored, labels, 0), axis=1).astype(labels.dtype), labels
+            scored, np.take_along_axis(tokens, np.where(scored, labels, 0), axis=1).astype(labels.dtype), labels
         )
-        fine = np.array([answer.tobytes() not in self.forbidden for answer in labels])[:, None]
+        allowed = np.array([answer.tobytes() not in self.forbidden for answer in labels])[:, None]
         return {
             **rows,
-            "inputs": np.where(fine, inputs, rows["inputs"]),
-            "labels": np.where(fine, labels, rows["labels"]),
+            "inputs": np.where(allowed, inputs, rows["inputs"]),
+            "labels": np.where(allowed, labels, rows["labels"]),
         }

@@ -1,4 +1,4 @@
-"""Published data sets that are recognised by their size: which folders bear their names, and whether they may."""
+"""Published data sets that are recognised by their size: which folders claim their names, and whether rightly."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """A data set whose test file is always taken whole, so that its size distinguishes it from anything else."""
+    """A data set whose test file is always used completely, so that its size identifies it."""
 
     name: str
     mark: str
-    """What the name of a folder contains that claims to be it, letters and digits only."""
+    """Part of a folder's name (letters and digits only) by which it claims to be this set."""
     what: str
-    """What its examples are called."""
+    """What its examples are called, in messages."""
     test_examples: int
 
     def claims_to_be(self, root: str | Path) -> bool:
-        """Whether a folder is named after it, however that is spelt."""
-        return self.mark in "".join(sign for sign in Path(root).absolute().name.lower() if sign.isalnum())
+        """Whether a folder is named after this set, in any spelling."""
+        return self.mark in "".join(char for char in Path(root).absolute().name.lower() if char.isalnum())
 
     def stand_in_reason(self, root: str | Path, card: Mapping[str, Any]) -> str | None:
-        """What the data set at `root` is in place of the one of its name; None where the name is right."""
+        """Why the data set at `root` is not the one that its name claims; None if it is."""
         if not self.claims_to_be(root):
             return None
         if card.get("source") == "generated":

@@ -1,12 +1,12 @@
-"""Batches addressed by (iteration, index): no hidden state, so a resume needs these two numbers only.
+"""Batches addressed by (iteration, index): no hidden state, so a resume needs only these two numbers.
 
 The order of groups and the choice of one puzzle per group follow the sequential algorithm of the reference (the code
 of HRM, arXiv 2506.21734): a Philox stream gives one permutation of the groups per epoch, then one bounded integer per
 group taken. numpy's vectorised call consumes that stream exactly like single calls, so an iteration is planned at
-once. The reference keys the stream by seed + iteration (`order="published"`, its numbers exactly), so that iteration
-2 of one seed is iteration 1 of the next and runs of neighbouring seeds share most of their data; `order="hashed"`
-keys it by a hash of both. Which examples of a puzzle are taken comes from a stream of our own, keyed by (seed,
-iteration, index): the reference uses a global generator there that differs between ranks.
+once. The reference keys the stream by seed + iteration (`order="published"`, its numbers exactly): iteration 2 of one
+seed is iteration 1 of the next, and runs of neighbouring seeds share most of their data. `order="hashed"` keys it by a
+hash of both. The examples taken of a puzzle come from a stream of our own, keyed by (seed, iteration, index), where the
+reference uses a global generator that differs between ranks.
 
 N examples, P puzzles, G groups, B rows of the global batch, T sequence length.
 """
@@ -25,11 +25,10 @@ from dataset.format import PuzzleSplit, check_agreement, combined_identifiers, w
 from engine.distributed import keyed_numpy, rank, world_size
 from engine.io import UsageError
 
-# Puzzle draws and size sums go through pieces of this length: an iteration's plan costs 4 or 8 bytes per
-# group.
+# Puzzles are drawn and sizes summed in pieces of this length, so an iteration's plan costs 4 or 8 bytes per group.
 PIECE = 1 << 20
 ORDERS = ("hashed", "published")
-MOST_DRAWS = 1 << 29  # of an iteration: its plan takes 2 to 4 GB then
+MOST_DRAWS = 1 << 29  # in an iteration, whose plan then takes 2 to 4 GB
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,13 @@ class _IterationPlan:
 class TrainSampler:
     """Training batches over one or several splits, whose groups are drawn as one population.
 
-    Iterations count from 1, batches in an iteration from 0; an iteration is `epochs_per_iter` passes over the
-    groups, of which a last batch that cannot be filled is dropped. `held_back` names groups of each split that
-    are never drawn.
+    Iterations count from 1, batches within an iteration from 0. An iteration is `epochs_per_iter` passes over the
+    groups; its last batch is dropped if it is not full. `held_back`: groups of each split that are never drawn.
 
-    Raises: UsageError when the splits disagree or cannot fill a single batch.
+    Raises: UsageError if the splits disagree or cannot fill a single batch.
     """
 
-    DATA_MODE: ClassVar[str] = "embedding"  # a claim that path verification compares with the entry script (SCR121)
+    DATA_MODE: ClassVar[str] = "embedding"  # path verification compares it with the entry script (SCR121)
 
     def __init__(
         self,
@@ -109,7 +107,7 @@ class TrainSampler:
 
     @property
     def num_groups(self) -> int:
-        """Groups over all splits, without those held back = puzzles drawn per epoch."""
+        """Groups over all splits without those held back; as many puzzles are drawn per epoch."""
         return len(self._begin)
 
     @property
@@ -118,7 +116,7 @@ class TrainSampler:
         return self._size is not None
 
     def batches_in(self, iteration: int) -> int:
-        """Full batches of an iteration (they vary where puzzles have different numbers of examples)."""
+        """Full batches of an iteration (they vary if puzzles have different numbers of examples)."""
         if self._size is not None:
             return self.num_groups * self.epochs_per_iter // -(-self.global_batch_size // self._size)
         if iteration not in self._counts:
@@ -126,7 +124,7 @@ class TrainSampler:
         return self._counts[iteration]
 
     def total_batches(self, iterations: int) -> int:
-        """The exact number of batches of iterations 1 to `iterations`."""
+        """The exact number of batches in iterations 1 to `iterations`."""
         if self._size is not None:
             return iterations * self.batches_in(1)
         return sum(self.batches_in(iteration) for iteration in range(1, iterations + 1))
@@ -136,7 +134,7 @@ class TrainSampler:
         return widened(self.rows(iteration, index, 0, self.global_batch_size))
 
     def rows(self, iteration: int, index: int, low: int, high: int) -> dict[str, np.ndarray]:
-        """Rows [low, high) of the global batch, as narrow as `PuzzleSplit.rows`; only these are read from disk."""
+        """Rows [low, high) of the global batch, in the types of `PuzzleSplit.rows`; only these are read from disk."""
         examples = self.example_ids(iteration, index)[low:high]
         if len(self.splits) == 1:
             return self.splits[0].rows(examples)
@@ -149,7 +147,7 @@ class TrainSampler:
         return out
 
     def puzzle_ids(self, iteration: int, index: int) -> np.ndarray:
-        """The puzzles drawn for this batch, one per group taken, numbered over all splits."""
+        """The puzzles drawn for this batch, one per group, numbered over all splits."""
         plan = self._plan(iteration)
         if not 0 <= index < len(plan.starts) - 1:
             raise IndexError(f"iteration {iteration} has batches 0 to {len(plan.starts) - 2}, not {index}")
@@ -161,12 +159,12 @@ class TrainSampler:
         first = self._first[puzzles]
         if self._size == 1:
             return first
-        # A random order of each puzzle's examples; the last puzzle gives as many as there is room for.
+        # Each puzzle's examples in random order; the last puzzle fills what is left of the batch.
         sizes = self._sizes[puzzles]
         begin = np.cumsum(sizes) - sizes
         owner = np.repeat(np.arange(len(puzzles)), sizes)
         keys = keyed_numpy(self.seed, f"example_choice/{iteration}", index).random(len(owner))
-        # Sorting by owner + key / 2 puts each owner's members in random order on that owner's own slots.
+        # Sorting by owner + key / 2 shuffles each owner's members within its own range.
         member = np.argsort(owner + keys / 2) - begin[owner]
         return (first[owner] + member)[: self.global_batch_size]
 
@@ -180,7 +178,7 @@ class TrainSampler:
         return self._planned[1]
 
     def _draw(self, iteration: int) -> np.ndarray:
-        """The puzzle of each group in the iteration's order (permutations first, then puzzle choices)."""
+        """The puzzle of each group in the iteration's order (permutations are drawn first, then puzzles)."""
         groups = self.num_groups
         small = max(groups, len(self._sizes)) <= np.iinfo(np.int32).max
         drawn = np.empty(groups * self.epochs_per_iter, dtype=np.int32 if small else np.int64)
@@ -201,26 +199,26 @@ class TrainSampler:
             per_batch = -(-size // self._size)
             return np.arange(len(puzzles) // per_batch + 1, dtype=np.int64) * per_batch
         starts = [0]
-        filled = 0  # examples that earlier pieces gave to the open batch
+        filled = 0  # examples of earlier pieces in the open batch
         for begin in range(0, len(puzzles), PIECE):
-            given = np.cumsum(self._sizes[puzzles[begin : begin + PIECE]])
+            total = np.cumsum(self._sizes[puzzles[begin : begin + PIECE]])
             taken = -filled
-            while (last := int(np.searchsorted(given, taken + size))) < len(given):
+            while (last := int(np.searchsorted(total, taken + size))) < len(total):
                 starts.append(begin + last + 1)
-                taken = int(given[last])
-            filled = int(given[-1]) - taken
+                taken = int(total[last])
+            filled = int(total[-1]) - taken
         return np.array(starts, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class EvalBudget:
-    """How much of a split is evaluated: its first groups (tasks), and of each the first puzzles (augmentations)."""
+    """Part of a split that is evaluated: its first groups (tasks), and the first puzzles (augmentations) of each."""
 
     groups: int | None = None
     puzzles: int | None = None
 
     def within(self, splits: Sequence[PuzzleSplit]) -> list[np.ndarray]:
-        """Whether each example of each split is part of it; groups are counted over all splits."""
+        """A mask over the examples of each split; groups are counted over all splits."""
         chosen, left = [], math.inf if self.groups is None else self.groups
         for split in splits:
             number = np.arange(split.num_puzzles)
@@ -234,12 +232,15 @@ class EvalBudget:
 
 
 class EvalSampler:
-    """Evaluation batches in file order, each from one set, the last of a set padded to full size.
+    """Evaluation batches in file order, each from one set; the last batch of a set is padded to full size.
 
-    With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file order. The
-    seed is one of its own, not the training seed: runs that differ in their seeds are compared on the same examples.
-    `only` gives the examples of each split that are taken at all, in place of its questions; `budget` leaves those of
-    the first groups, and of these groups' first puzzles.
+    Args:
+        max_examples: evaluate a fixed subset of this size, drawn once over all sets from (seed, "eval_subset") and kept
+            in file order. The seed is not the training seed, so runs with different seeds use the same examples.
+        only: the examples of each split to choose from, in place of its questions.
+        budget: restricts them to the first groups, and to the first puzzles of each.
+
+    Raises: UsageError if the batch size is below 1 or does not divide over the ranks, or max_examples is below 1.
     """
 
     DATA_MODE: ClassVar[str] = "embedding"
@@ -265,9 +266,9 @@ class EvalSampler:
         self.splits = list(splits)
         self.global_batch_size = global_batch_size
         base = np.cumsum([0] + [s.num_examples for s in splits])
-        asked = [split.questions() for split in splits] if only is None else only
+        candidates = [split.questions() for split in splits] if only is None else only
         chosen = np.concatenate(
-            [np.empty(0, dtype=np.int64), *(part + low for part, low in zip(asked, base.tolist(), strict=False))]
+            [np.empty(0, dtype=np.int64), *(part + low for part, low in zip(candidates, base.tolist(), strict=False))]
         )
         self.total = total = len(chosen)
         """Examples of all splits."""
@@ -279,15 +280,15 @@ class EvalSampler:
             chosen = chosen[np.sort(generator.choice(total_in_budget, max_examples, replace=False, shuffle=False))]
         drawn = f" (seed {seed})" if len(chosen) < total_in_budget else ""
         self.covers = f"{len(chosen):,} of {total:,} examples{drawn}"
-        """What is evaluated, in words: figures of other words are not compared."""
+        """Description of what is evaluated; figures are compared only if theirs are equal."""
         self._chosen = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())]
         most = max(map(len, self._chosen), default=0)
-        if 4 * most < global_batch_size:  # padding would take most of the time
+        if 4 * most < global_batch_size:  # else padding would take most of the time
             self.global_batch_size = max(1, -(-most // world_size())) * world_size()
 
     @property
     def num_examples(self) -> int:
-        """Examples that are evaluated, padding not counted."""
+        """Examples that are evaluated, without padding."""
         return sum(map(len, self._chosen))
 
     def __len__(self) -> int:
@@ -297,9 +298,11 @@ class EvalSampler:
     def batches(
         self, this_rank: int | None = None, ranks: int | None = None
     ) -> Iterator[tuple[str, dict[str, np.ndarray], int]]:
-        """Yield (set name, this rank's B / W rows, how many of them are real) for each global batch.
+        """Yield (set name, this rank's B / ranks rows, how many of them are real) for each global batch.
 
-        Real rows come first; a rank may get a batch of padding alone, so that all ranks yield equally often.
+        Real rows come first; a rank may get a batch of padding only, so that all ranks yield equally often.
+
+        Raises: UsageError if the batch does not divide over the ranks.
         """
         number = rank() if this_rank is None else this_rank
         count = world_size() if ranks is None else ranks

@@ -1,6 +1,6 @@
-"""The symmetries that a data set has by what it is: maps of a puzzle under which its answer goes the same way.
+"""Symmetries of Sudoku and maze data sets: maps of a puzzle that map its answer alike.
 
-A copies, T cells, V words of the vocabulary.
+A copies, T sequence length, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dataset.writing import CARD
 
 @dataclass(frozen=True)
 class Drawn:
-    """Symmetries of A copies: a copy has in cell j the word `words[a, w]` where the puzzle has w in `cells[a, j]`."""
+    """Symmetries of A copies: copy a has in cell j the token `tokens[a, t]` if the puzzle has t in `cells[a, j]`."""
 
     cells: np.ndarray
     """[A, T]"""
-    words: np.ndarray
+    tokens: np.ndarray
     """[A, V]"""
 
     def apply(self, puzzles: np.ndarray) -> np.ndarray:
         """Puzzles [A, T] -> their copies."""
-        return np.take_along_axis(self.words, np.take_along_axis(puzzles, self.cells, axis=1), axis=1)
+        return np.take_along_axis(self.tokens, np.take_along_axis(puzzles, self.cells, axis=1), axis=1)
 
     def undo(self, answers: np.ndarray) -> np.ndarray:
         """Answers [A, T] to the copies -> answers to the puzzles."""
-        words = np.take_along_axis(np.argsort(self.words, axis=1), answers, axis=1)
-        return np.take_along_axis(words, np.argsort(self.cells, axis=1), axis=1)
+        tokens = np.take_along_axis(np.argsort(self.tokens, axis=1), answers, axis=1)
+        return np.take_along_axis(tokens, np.argsort(self.cells, axis=1), axis=1)
 
 
 Draw = Callable[[int, np.random.Generator], Drawn]
@@ -47,7 +47,7 @@ def _sudoku(metadata: PuzzleMetadata) -> Draw | None:
 
     def draw(count: int, rng: np.random.Generator) -> Drawn:
         cells, digits = draw_transforms(count, geometry(size), rng)
-        # blank 0 and digit d are the words 1 and d + 1; PAD stays what it is
+        # blank and digit d are the tokens 1 and d + 1; PAD (0) is mapped to itself
         return Drawn(cells, np.concatenate([np.zeros((count, 1), dtype=digits.dtype), digits + 1], axis=1))
 
     return draw
@@ -58,8 +58,8 @@ def _maze(metadata: PuzzleMetadata) -> Draw:
     forms = np.stack([form.ravel() for form in symmetric_copies(np.arange(metadata.seq_len).reshape(side, side))])
 
     def draw(count: int, rng: np.random.Generator) -> Drawn:
-        words = np.tile(np.arange(metadata.vocab_size), (count, 1))
-        return Drawn(forms[rng.integers(len(forms), size=count)], words)
+        tokens = np.tile(np.arange(metadata.vocab_size), (count, 1))
+        return Drawn(forms[rng.integers(len(forms), size=count)], tokens)
 
     return draw
 
@@ -68,11 +68,11 @@ DECLARED: dict[str, Callable[[PuzzleMetadata], Draw | None]] = {
     "dataset.build_sudoku_dataset": _sudoku,
     "dataset.build_maze_dataset": _maze,
 }
-"""By the builder that a card names."""
+"""By the `builder` in the card."""
 
 
 def symmetries_of(root: Path, metadata: PuzzleMetadata) -> Draw | None:
-    """How to draw symmetries of the data set at `root`; None where it declares none."""
+    """A function that draws symmetries of the data set at `root`; None if it declares none."""
     card = read_card(root / CARD) if (root / CARD).exists() else {}
     declared = DECLARED.get(str(card.get("builder")))
     return None if declared is None else declared(metadata)

@@ -1,4 +1,4 @@
-"""Tables that people keep: what a file is that is no text of ours."""
+"""Tables supplied by users: separators, files that are not UTF-8 text, repeated columns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from engine.io import UsageError
 
 SEPARATORS = ",;\t|"
-"""Between the cells of a row."""
-# What a file begins with.
+"""Separators of the cells of a row."""
+# First bytes of a file -> what it is.
 FOREIGN = {
     b"\xff\xfe": "UTF-16 text (byte order mark FF FE): save it as UTF-8",
     b"\xfe\xff": "UTF-16 text (byte order mark FE FF): save it as UTF-8",
@@ -22,7 +22,7 @@ FOREIGN = {
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raises: UsageError for a file that is no text in UTF-8, naming what it is and what to do; OSError."""
+    """Raise UsageError if a file is not UTF-8 text, naming what it is and what to do. Raises: OSError."""
     with open(path, "rb") as stream:
         head = stream.read(4096)
     kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)
@@ -33,6 +33,6 @@ def refuse_foreign(path: Path) -> None:
 
 
 def refuse_twice(place: str, names: Sequence[str], used: Sequence[str]) -> None:
-    """Raises: UsageError, beginning with `place`, where one of the `used` columns stands in the header twice."""
+    """Raise UsageError, beginning with `place`, if one of the `used` columns is twice in the header."""
     if twice := next((name for name in used if names.count(name) > 1), None):
         raise UsageError(f"{place}: {names.count(twice)} columns are called {twice}: which one counts?")

@@ -16,13 +16,12 @@ R = TypeVar("R")
 
 
 def available_cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work(function: Callable[[Any], Any], jobs: Sequence[Any], out: Connection, others: list[Connection]) -> None:
-    # A forked child inherits the reading ends; while it holds them, no sibling notices that the parent has
-    # died.
+    # A forked child inherits the reading ends; while it holds them, no sibling notices that the parent has died.
     for connection in others:
         connection.close()
     leave_to_parent()
@@ -38,17 +37,16 @@ def _work(function: Callable[[Any], Any], jobs: Sequence[Any], out: Connection, 
 def ordered_map(function: Callable[[J], R], jobs: Sequence[J], *, workers: int) -> Iterator[R]:
     """`map(function, jobs)` over `workers` processes, results in the order of the jobs.
 
-    Worker w takes jobs w, w + workers, …; each has its own pipe, so a killed parent ends them all (their next
-    send fails) where a shared pool's workers would wait for ever. An exception of the function is raised
-    here.
+    Worker w takes jobs w, w + workers, …. Each has its own pipe, so that a killed parent ends them all (their next send
+    fails); workers of a shared pool would wait forever. An exception in `function` is raised here.
 
-    Raises: RunFailure when a worker dies without a message (killed, out of memory).
+    Raises: RunFailure if a worker dies without a message (killed, out of memory).
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
         yield from map(function, jobs)
         return
-    # fork spares each worker the imports of the launching script; the children touch neither torch nor CUDA
+    # fork spares each worker the imports of the launching script; the children use neither torch nor CUDA
     context: Any = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     forked = context.get_start_method() == "fork"
     readers: list[Connection] = []

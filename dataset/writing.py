@@ -1,4 +1,4 @@
-"""Writing a grid data set: complete or absent, uint8, with a card of its origin and content hash."""
+"""Writes a grid data set atomically as uint8 arrays, with a card that records its origin and content hash."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lo
 SET = "all"
 CARD = "card.json"
 OURS = frozenset((CARD, "identifiers.json", "test_puzzles.json", "leakage.json", "tasks", *SPLITS))
-"""What builders of puzzles, the public ones too, leave in a data set's folder."""
-# Data sets up to this size are hashed anew when they are described; of larger ones the card is believed.
+"""Files that puzzle builders, including the public ones, write into a data set's folder."""
+# Data sets up to this size are hashed again when they are described; for larger ones the card's hash is used.
 REHASH_BYTES = 512 << 20
 TABLES = frozenset(f"{split}.csv" for split in SPLITS)
 
@@ -39,7 +39,7 @@ class SplitArrays:
     puzzle_indices: np.ndarray
     group_indices: np.ndarray
     num_demos: np.ndarray | None = None
-    """[P], how many examples of each puzzle are demonstrations; None in embedding mode."""
+    """[P] number of demonstrations of each puzzle; None in embedding mode."""
 
     storage: ClassVar[str] = "arrays"
 
@@ -57,16 +57,16 @@ class SplitArrays:
             if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 256):
                 raise ValueError(f"{folder.name}: tokens must be in 0 to {min(vocab_size, 256) - 1}")
         for array in (*ARRAYS[self.storage], *(() if self.num_demos is None else (NUM_DEMOS,))):
-            kind = np.uint8 if array in ("inputs", "labels") else np.int32
-            save_array(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=kind))
+            dtype = np.uint8 if array in ("inputs", "labels") else np.int32
+            save_array(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=dtype))
 
 
 class WrittenSplit(Protocol):
-    """A split that writes itself: `SplitArrays`, or one that is never in memory as a whole."""
+    """A split that can save itself: `SplitArrays`, or one that is never completely in memory."""
 
     @property
     def storage(self) -> str:
-        """How it is stored, a key of dataset.metadata.ARRAYS."""
+        """A key of dataset.metadata.ARRAYS."""
 
     def counts(self) -> dict[str, int]:
         """Groups, puzzles and examples."""
@@ -78,7 +78,7 @@ class WrittenSplit(Protocol):
 def content_hash(root: str | Path) -> str:
     """sha256 over name, type, shape and bytes of every array, in a fixed order.
 
-    Equal hashes mean equal data, wherever and with however many workers they were built.
+    Equal hashes mean equal data, on whatever machine and with however many workers they were built.
     """
     root, digest = Path(root), hashlib.sha256()
     for split in SPLITS:
@@ -96,13 +96,15 @@ def content_hash(root: str | Path) -> str:
 
 @contextlib.contextmanager
 def building(root: str | Path) -> Iterator[Path]:
-    """Hold the lock of the data set `root` while it is built; clears what a killed build of it left behind.
+    """Hold the lock of the data set `root` while it is built, after removing what a killed build left behind.
 
-    Builds of other data sets in the same folder are not held up; a second build of this one waits, then finds it done.
+    A second build of the same data set waits, and then finds it built; other data sets in the folder have other locks.
+
+    Raises: UsageError if the lock cannot be created.
     """
     root = Path(os.path.abspath(root))
     if root.is_symlink():
-        # The data go where the link points, to a larger disk as a rule, and the link stays.
+        # Build at the link's target, often on a larger disk, and keep the link.
         root = Path(os.path.realpath(root))
     with contextlib.ExitStack() as held:
         try:
@@ -120,7 +122,7 @@ def building(root: str | Path) -> Iterator[Path]:
 
 
 def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
-    """Raise UsageError when something is at `root` that the build may not replace."""
+    """Raise UsageError if something at `root` may not be replaced by the build."""
     root = Path(root)
     if os.path.lexists(root) and not root.is_dir():
         raise UsageError(f"{root} is not a folder: choose another --output-dir")
@@ -137,7 +139,7 @@ def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
 
 
 def _foreign(root: Path) -> str:
-    """The first file below `root`, relative to it, that no builder of puzzles writes; empty without one."""
+    """The first file below `root`, relative to it, that no puzzle builder writes; empty if there is none."""
     for path in sorted(root.iterdir()):
         if path.name not in OURS and not (path.name in TABLES and _has_tables(root)):
             return path.name
@@ -148,7 +150,7 @@ def _foreign(root: Path) -> str:
 
 
 def _has_tables(root: Path) -> bool:
-    """Whether the card counts the CSV files of its build (--csv) among the data set's own."""
+    """Whether the card says that the CSV files are the build's own (--csv)."""
     try:
         return bool(read_card(root / CARD).get("csv"))
     except UsageError:
@@ -170,13 +172,12 @@ def write_dataset(
     overwrite: bool = False,
     check: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write a data set atomically and return its card.
+    """Write a data set atomically and return its card, with counts, vocabulary and content hash added.
 
-    `check` sees the written files under their temporary name; what it returns joins the card, what it raises
-    leaves nothing behind. The card gets counts, vocabulary and content hash here.
+    `check` is called with the temporary folder of the written files: its result is merged into the card, and if it
+    raises, nothing is left behind.
 
-    Raises: UsageError when `root` exists and `overwrite` is false, ValueError on arrays that do not fit
-    uint8.
+    Raises: UsageError if `root` exists and `overwrite` is false, ValueError for arrays that do not fit uint8.
     """
     refuse_existing(root, overwrite=overwrite)
     with atomic_directory(root, replace=overwrite) as folder:
@@ -199,11 +200,11 @@ def write_dataset(
             (folder / name).mkdir()
             write_json(folder / name / "dataset.json", metadata)
             arrays.save(folder / name, SET, vocab_size)
-        # a name a line; `indent` would take the slow encoder, seconds for a million names
+        # one name a line by its separators: `indent` selects json's slow encoder, seconds for a million names
         names = json.dumps(list(identifiers), ensure_ascii=False, separators=(",\n", ": "))
         (folder / "identifiers.json").write_text(names + "\n", encoding="utf-8")
         for name in splits:
-            load_splits([folder], name)  # what is renamed into place can be loaded
+            load_splits([folder], name)  # before it is renamed into place: it can be loaded
         full = {
             **card,
             "data_mode": data_mode,
@@ -221,15 +222,15 @@ def write_dataset(
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """A file of JSON in UTF-8; of a path that is not, the bytes that are no character become U+FFFD."""
+    """Write a JSON file in UTF-8; bytes of a path that are not UTF-8 become U+FFFD."""
     data = (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
     path.write_text(data.decode("utf-8", "replace"), encoding="utf-8")
 
 
 def stand_in_reason(root: str | Path, card: Mapping[str, Any] | None = None) -> str | None:
-    """What the data set at `root` is in place of the published one that its name promises; None where it is that.
+    """Why the data set at `root` is not the published one that its name claims; None if it claims nothing else.
 
-    `card` is what its folder has, where the caller has read it.
+    `card`: its card, if the caller has read it already.
     """
     for known in BY_SIZE:
         if known.claims_to_be(root):
@@ -240,12 +241,14 @@ def stand_in_reason(root: str | Path, card: Mapping[str, Any] | None = None) -> 
 
 
 def describe(root: str | Path) -> dict[str, Any]:
-    """The card of a data set with its `path`; `modified: true` where the arrays changed since.
+    """The card of a data set with its `path`, and `modified: true` if the arrays have changed since it was written.
 
-    `metadata_hash` is of what gives the arrays their meaning (vocabulary, special tokens, identifiers), which
-    content_hash leaves out. `stand_in: true` where the name promises other data.
+    `metadata_hash` covers what gives the arrays their meaning (vocabulary, special tokens, identifiers), which
+    content_hash does not. `stand_in: true` if the name claims other data.
 
     A data set without a card (built elsewhere) gets one: source `unknown`, counts and content hash.
+
+    Raises: UsageError if there is no data set at `root`.
     """
     root = Path(root)
     card: dict[str, Any] = {"name": root.name, "source": "unknown"}

@@ -157,9 +157,11 @@ class Rollouts:
         if self.draw is None:
             return None
         drawn = [self.draw(1, np.random.default_rng(key % (1 << 64))) for key in keys]
-        cells, words = (np.concatenate(parts) for parts in zip(*((one.cells, one.words) for one in drawn), strict=True))
-        cells[:plain], words[:plain] = np.arange(cells.shape[1]), np.arange(words.shape[1])
-        return Drawn(cells, words)
+        cells, tokens = (
+            np.concatenate(parts) for parts in zip(*((one.cells, one.tokens) for one in drawn), strict=True)
+        )
+        cells[:plain], tokens[:plain] = np.arange(cells.shape[1]), np.arange(tokens.shape[1])
+        return Drawn(cells, tokens)
 
     def _grid(self) -> Iterator[tuple[int, int]]:
         """All (rollouts, steps) of `figures`."""

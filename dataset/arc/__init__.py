@@ -1,1 +1,1 @@
-"""ARC-AGI tasks and grids like them: reading, augmentation, data sets in two forms, and a generated corpus."""
+"""ARC-AGI tasks and similar grid tasks: reading, augmentation, data sets in two forms, and a generated corpus."""

@@ -1,6 +1,6 @@
 """From a build plan to an ARC data set on disk: read tasks, draw augmentations, write token arrays or the compact form.
 
-Memory does not grow with the arrays: they are written into files of their final size, by several processes.
+Memory does not grow with the arrays: several processes write them into memory-mapped files of their final size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataset.arc.augment import COLOURS, LARGEST
 from dataset.arc.compact import save_compact
 from dataset.arc.corpus.generate import SUBSETS, CorpusPlan, generate
 from dataset.arc.expand import Expander
-from dataset.arc.leakage import RELATIONS, apart, leakage_report
+from dataset.arc.leakage import RELATIONS, drop_overlap, leakage_report
 from dataset.arc.plan import BuildPlan, make_plan, number_identifiers
 from dataset.arc.published import claims_to_be_published, collections_of
 from dataset.arc.tasks import Subset, read_bundles, read_folders, shared_names
@@ -30,15 +30,15 @@ from dataset.workers import available_cores, ordered_map
 from dataset.writing import building, refuse_existing, write_dataset
 from engine.io import UsageError, did_you_mean, progress, sha256_file
 
-# Written into the card; raise it when the same plan gives other data.
+# Recorded in the card; raise it when the same plan gives other data.
 BUILDER_VERSION = 1
 TEST_PUZZLES, LEAKAGE = "test_puzzles.json", "leakage.json"
 TASKS = "tasks"
-"""Folder with a file for each held-out task of a generated corpus: what `scripts/predict.py` reads."""
+"""Folder with a file for each held-out task of a generated corpus, for `scripts/predict.py`."""
 BLOCK = 4096
-"""Examples that a worker makes at once: 7 MB of inputs on the public canvas."""
+"""Examples that a worker expands at once: 7 MB of inputs on the public canvas."""
 EXAMPLES_PER_WORKER = 2 * BLOCK
-"""Below this many starting processes costs more than it saves."""
+"""With fewer examples, starting processes costs more than it saves."""
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class ArcBuild:
 
     output_dir: Path
     prefix: str | None = None
-    """Of the bundles PREFIX_SUBSET_challenges.json; None reads `folders`."""
+    """Prefix of the bundles PREFIX_SUBSET_challenges.json; None reads `folders`."""
     folders: tuple[Path, ...] = ()
     """Folders of tasks, one file each; their sub-folders are subsets."""
     subsets: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class ArcBuild:
     test_sets: tuple[str, ...] = ("evaluation",)
     """Subsets whose tests are the test split."""
     num_aug: int = 1000
-    """Most augmented copies of each task, beside the original."""
+    """Most augmented copies of each task, in addition to the original."""
     seed: int = 42
     identifiers_start: int = 1
     """The first puzzle identifier; those below it are blank."""
@@ -64,17 +64,17 @@ class ArcBuild:
     compact: bool = False
     """Write the compact form instead of token arrays."""
     data_mode: Literal["embedding", "encoder"] = "embedding"
-    """What is held out of the test sets: the tests, or whole tasks, whose demonstrations are shown with each test."""
+    """What of the test sets is held out: the tests, or whole tasks, whose demonstrations come with each test."""
     overlap: Literal["drop", "keep"] = "keep"
-    """Encoder mode: training tasks that share an id or a grid with a held-out task are left out, or kept (public)."""
-    moved: bool = True
-    """Training examples go to random places of the canvas."""
+    """Encoder mode: drop training tasks that share an id or a grid with a held-out task, or keep them (public)."""
+    translate: bool = True
+    """Translate training examples to random places on the canvas."""
     workers: int | None = None
-    """Processes; None takes what the machine and the number of examples justify. Never changes the data."""
+    """Processes; None: by the machine and the number of examples. Never changes the data."""
     overwrite: bool = False
 
     def check_numbers(self) -> None:
-        """Raise UsageError, naming the flag, on a number that cannot be."""
+        """Raise UsageError, naming the flag, for a number out of range."""
         for flag, value, least, most in (
             ("--num-aug", self.num_aug, 0, 1_000_000),
             ("--seed", self.seed, 0, (1 << 32) - 1),
@@ -86,7 +86,7 @@ class ArcBuild:
                 raise UsageError(f"{flag} must be {least} to {most}, got {value}")
 
     def check(self) -> None:
-        """Raise UsageError, naming the flag, on values that cannot be built."""
+        """Raise UsageError, naming the flag, for inputs that are missing or contradict each other."""
         if (self.prefix is None) == (not self.folders):
             raise UsageError("give --input-file-prefix (bundles), --dataset-dirs (a file for each task) or --generated")
         if repeated := [name for name in self.subsets if self.subsets.count(name) > 1]:
@@ -95,7 +95,7 @@ class ArcBuild:
             raise UsageError("--input-file-prefix needs --subsets, e.g. --subsets training evaluation concept")
 
     def read(self) -> list[Subset]:
-        """The tasks. Raises: UsageError naming file and task, or the flag."""
+        """Read the tasks. Raises: UsageError naming file and task, or the flag."""
         subsets = (
             read_folders(self.folders, self.subsets)
             if self.prefix is None
@@ -120,7 +120,7 @@ class ArcBuild:
 
 @dataclass(eq=False)
 class ArcSplit:
-    """A split that is written without being in memory (dataset.writing.WrittenSplit)."""
+    """A split that is saved without being completely in memory (dataset.writing.WrittenSplit)."""
 
     source: Expander
     identifiers: np.ndarray
@@ -164,7 +164,7 @@ class ArcSplit:
 
 
 def _reserve(file: Path) -> None:
-    """Take the space of a file whose size is set. Raises: OSError; a page without space would kill the writer."""
+    """Allocate the disk space of a sparse file, as a page without space would kill the writer. Raises: OSError."""
     if hasattr(os, "posix_fallocate"):
         with open(file, "rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
@@ -180,16 +180,16 @@ def _fill(source: Expander, files: Sequence[Path], first: int) -> None:
 def build(plan: ArcBuild) -> dict[str, Any]:
     """Build the data set of `plan` and return its card plus `seconds`. Workers never change the data.
 
-    Raises: UsageError on a plan, an input file or an output folder that cannot be used.
+    Raises: UsageError for a plan, an input file or an output folder that cannot be used.
     """
     plan.check()
     return build_subsets(plan, plan.read)
 
 
 def build_generated(plan: ArcBuild, corpus: CorpusPlan, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The same of a generated corpus, whose canvas and test sets replace the plan's. Raises: UsageError."""
+    """As `build` for a generated corpus, whose canvas and test sets replace the plan's. Raises: UsageError."""
     corpus.check()
-    # Its tests are made to stand apart; single demonstrations on small grids may coincide.
+    # The corpus keeps its tests out of training itself; single demonstrations on small grids may coincide.
     plan = replace(
         plan, prefix=None, folders=(), test_sets=SUBSETS[1:], canvas=max(plan.canvas, corpus.side), overlap="keep"
     )
@@ -211,11 +211,11 @@ def build_subsets(
     *,
     relations: Sequence[str] = RELATIONS,
 ) -> dict[str, Any]:
-    """The same of the subsets that `read()` gives.
+    """As `build` for the subsets that `read()` returns.
 
     Args:
-        card: further lines of the card.
-        relations: what the leakage report compares.
+        card: further entries of the card.
+        relations: those of RELATIONS that the leakage report checks.
     """
     began = time.perf_counter()
     plan.check_numbers()
@@ -227,9 +227,9 @@ def build_subsets(
         collections = collections_of(subsets)
         removed: list[str] = []
         if encoder and plan.overlap == "drop":
-            # A report names the strongest relation of each grid alone: what shares it by a weaker one shows next.
-            while (parted := apart(subsets, plan.test_sets, leakage))[1]:
-                subsets, gone = parted
+            # A report has only the strongest relation of each grid: tasks that share it by a weaker one appear next.
+            while (result := drop_overlap(subsets, plan.test_sets, leakage))[1]:
+                subsets, gone = result
                 leakage, removed = report([subset.within(plan.canvas) for subset in subsets]), sorted([*removed, *gone])
             leakage["left_out"] = removed
         drawn = make_plan(
@@ -239,7 +239,7 @@ def build_subsets(
             seed=plan.seed,
             side=plan.canvas,
             data_mode=plan.data_mode,
-            moved=plan.moved,
+            translate=plan.translate,
         )
         if removed:
             drawn.skipped["training tasks that share an id or a grid with a held-out task"] = len(removed)
@@ -315,13 +315,13 @@ def _card(
         "source": "arc" if collections else "json",
         "collections": list(collections),
         "licence": ", ".join(dict.fromkeys(collections.values())) or "that of the input",
-        "subsets": {subset.name: _of_subset(subset) for subset in subsets},
+        "subsets": {subset.name: _subset_card(subset) for subset in subsets},
         "test_sets": list(plan.test_sets),
         "canvas": plan.canvas,
         "tokens": {"pad": PAD, "eos": EOS, "colours": [FIRST_COLOUR, FIRST_COLOUR + COLOURS - 1]},
         "num_aug": plan.num_aug,
         "seed": plan.seed,
-        **({"overlap": plan.overlap, "moved": plan.moved} if encoder else {}),
+        **({"overlap": plan.overlap, "moved": plan.translate} if encoder else {}),
         "skipped": drawn.skipped,
         "names_of_different_tasks": [] if encoder else shared_names(subsets),
         "tasks_with_fewer_augmentations": drawn.not_full,
@@ -330,7 +330,7 @@ def _card(
     }
 
 
-def _of_subset(subset: Subset) -> dict[str, Any]:
+def _subset_card(subset: Subset) -> dict[str, Any]:
     pairs = [pair.kind for task in subset.tasks for pair in task.pairs]
     hashes = {file.name: sha256_file(file) for file in subset.files} if len(subset.files) <= 2 else {}
     counts = {"tasks": len(subset.tasks), "train_pairs": pairs.count("train"), "test_pairs": pairs.count("test")}

@@ -1,6 +1,6 @@
-"""A split in compact form: grids, with transform, colours and place of every example; tokens are made when read.
+"""Compact storage: grids, augmentations and offsets of the examples, expanded into tokens when they are read.
 
-Beside dataset.json with "storage": "compact", in place of inputs and labels:
+With "storage": "compact" in dataset.json, these files take the place of inputs and labels:
 
     <set>__cells.npy          uint8 [K]        the cells of all grids, input and output of each pair in turn
     <set>__shapes.npy         uint8 [2 E, 2]   rows and columns of each grid
@@ -8,7 +8,7 @@ Beside dataset.json with "storage": "compact", in place of inputs and labels:
     <set>__offsets.npy        uint8 [N, 2]     row and column of the first cell of each example
 
 All puzzles of a group have the same pairs, in the same order. The full ARC-AGI-1 set takes 7 GB as token arrays and
-55 MB like this. N examples, P puzzles, E pairs, K cells, T sequence length.
+55 MB in this form. N examples, P puzzles, E pairs, K cells, T sequence length.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dataset.metadata import save_array
 from engine.io import UsageError
 
 BLOCK = 1024
-"""Rows made at once when all are gone through."""
+"""Rows expanded at once by iteration over all."""
 
 
 @dataclass(eq=False)
 class ExpandedRows:
-    """Inputs or labels of a split, like an array uint8 [N, T] whose rows are made when they are asked for."""
+    """Inputs or labels of a split: acts as an array uint8 [N, T] whose rows are expanded on access."""
 
     source: Expander
     labels: bool
@@ -56,10 +56,10 @@ class ExpandedRows:
         return np.dtype(np.uint8)
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """One row [T], or the rows of a slice, of numbers or of a mask [n, T]."""
+        """One row [T], or the rows [n, T] of a slice, an index array or a mask."""
         numbers = np.arange(len(self))[rows]
-        made = self.source.rows(np.atleast_1d(numbers), labels=self.labels)
-        return made if numbers.ndim else made[0]
+        out = self.source.rows(np.atleast_1d(numbers), labels=self.labels)
+        return out if numbers.ndim else out[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for first in range(0, len(self), BLOCK):
@@ -70,12 +70,12 @@ class ExpandedRows:
 
 
 def pack(augmentations: np.ndarray) -> np.ndarray:
-    """[P, 10] in [P, 5]: two numbers a byte."""
+    """Pack [P, 10] into [P, 5]: two numbers per byte."""
     return augmentations[:, 0::2] << 4 | augmentations[:, 1::2]
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
-    """What `pack` packed."""
+    """Undo `pack`: [P, 5] -> [P, 10]."""
     return np.stack([packed >> 4, packed & 15], axis=2).reshape(-1, 2 * packed.shape[1])
 
 
@@ -101,9 +101,9 @@ def open_compact(
     puzzle_indices: np.ndarray,
     group_indices: np.ndarray,
 ) -> tuple[ExpandedRows, ExpandedRows]:
-    """Inputs and labels of the set `name`, checked: what is made of them can only be tokens on the canvas.
+    """Open inputs and labels of the set `name`, checked so that every row expands to valid tokens on the canvas.
 
-    `load` reads one array of so many dimensions. Raises: UsageError naming the file.
+    `load(path, ndim)` reads one array. Raises: UsageError naming the file.
     """
     path = {array: folder / f"{name}__{array}.npy" for array in ("cells", "shapes", "augmentations", "offsets")}
     cells, shapes = load(path["cells"], 1), load(path["shapes"], 2)

@@ -1,6 +1,6 @@
-"""The random numbers of the public builder, in its order: Mersenne Twister words, rejected and masked as numpy does.
+"""The random numbers of the public builder, in its order: Mersenne Twister words, masked and rejected as numpy does.
 
-numpy keeps the stream of its legacy generator for ever, so the words are stable. Drawing from them one by one in plain
+numpy guarantees the stream of its legacy generator, so the words are stable. Drawing from them one by one in plain
 Python is several times as fast as calling the generator for every number.
 """
 
@@ -12,9 +12,9 @@ from typing import Any, cast
 import numpy as np
 
 WORDS = 1 << 14
-"""Words taken from the generator at once."""
+"""Random words drawn from the generator at once."""
 _COLOUR_STEPS = [(place, (1 << place.bit_length()) - 1) for place in range(8, 0, -1)]
-"""(position, mask) of each exchange of a shuffle of nine."""
+"""(position, mask) of each swap when nine items are shuffled."""
 
 
 def _words(seed: int) -> Iterator[int]:
@@ -25,13 +25,13 @@ def _words(seed: int) -> Iterator[int]:
 
 
 class Draws:
-    """What `np.random.seed(seed)` and then `shuffle`, `randint` and `permutation` would give, in the same order."""
+    """The results of `np.random.seed(seed)` followed by `shuffle`, `randint` and `permutation` in the same order."""
 
     def __init__(self, seed: int) -> None:
         self._word: Callable[[], int] = _words(seed).__next__
 
     def up_to(self, limit: int) -> int:
-        """A whole number from 0 to `limit`, as `randint(0, limit + 1)`; 0 takes nothing from the stream."""
+        """An integer from 0 to `limit`, as `randint(0, limit + 1)`; a limit of 0 takes nothing from the stream."""
         if limit == 0:
             return 0
         mask = (1 << limit.bit_length()) - 1

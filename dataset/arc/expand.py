@@ -1,7 +1,7 @@
-"""Tokens of examples from base grids and (transform, colours, place): a few bytes an example instead of two canvases.
+"""Expands base grids and (transform, colours, offset) into tokens: a few bytes per example instead of two canvases.
 
-A template is a transformed grid with its border, at the top left of the canvas. Moving it by (row, column) shifts its
-bytes by row * C + column, and recolouring it is one `bytes.translate`: about a microsecond for a canvas of 900 tokens.
+A template is a transformed grid with its border, at the top left of the canvas. Translating it by (row, column) shifts
+its bytes by row * C + column, recolouring it is one `bytes.translate`: about a microsecond for a canvas of 900 tokens.
 
 N examples, P puzzles, G groups (= tasks), E pairs of all groups, C side of the canvas, T = C * C.
 """
@@ -17,7 +17,7 @@ from dataset.arc.augment import SWAPS, dihedral
 from dataset.arc.tokens import EOS, FIRST_COLOUR, PAD, VOCAB_SIZE
 
 TEMPLATES = 1 << 16
-"""Kept at most; one takes about half a kilobyte."""
+"""Most templates in the cache; one takes about half a kilobyte."""
 _HEAD, _REST = bytes((PAD, EOS, FIRST_COLOUR)), bytes(range(VOCAB_SIZE, 256))
 
 
@@ -47,18 +47,18 @@ class Expander:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """Where each grid begins in the cells, [2 E + 1]."""
+        """Offset of each grid in the cells, [2 E + 1]."""
         return np.concatenate([[0], np.cumsum(self.shapes.astype(np.int64).prod(axis=1))])
 
     @cached_property
     def _first_pair(self) -> np.ndarray:
-        """Where the pairs of each group begin, [G]: every puzzle of a group has one example for each of its pairs."""
+        """Index of the first pair of each group, [G]: every puzzle of a group has one example for each of its pairs."""
         first = self.group_indices[:-1]
         sizes = self.puzzle_indices[first + 1] - self.puzzle_indices[first]
         return np.cumsum(sizes) - sizes
 
     def _grids(self, examples: np.ndarray, labels: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(grid, puzzle, shape [n, 2] after its transform) of the input or the label of each example [n]."""
+        """(grid, puzzle, shape [n, 2] after the transform) of the input or label of each example [n]."""
         puzzles = np.searchsorted(self.puzzle_indices, examples, side="right") - 1
         groups = np.searchsorted(self.group_indices, puzzles, side="right") - 1
         grids = 2 * (self._first_pair[groups] + examples - self.puzzle_indices[puzzles]) + labels
@@ -67,13 +67,13 @@ class Expander:
         return grids, puzzles, np.where(swapped[:, None], shapes[:, ::-1], shapes)
 
     def ends(self) -> np.ndarray:
-        """The last row and column, plus one, that each example takes on the canvas; int64 [N, 2]."""
+        """One past the last row and column of each example on the canvas; int64 [N, 2]."""
         examples = np.arange(len(self.offsets))
         largest = np.maximum(*(self._grids(examples, labels)[2] for labels in (False, True)))
         return self.offsets.astype(np.int64) + largest
 
     def rows(self, examples: np.ndarray, *, labels: bool) -> np.ndarray:
-        """The inputs, or the labels, of these examples [n]; uint8 [n, T]."""
+        """The inputs or the labels of examples [n]; uint8 [n, T]."""
         grids, puzzles, shapes = self._grids(examples, labels)
         tids = self.augmentations[puzzles, 0].astype(np.int64)
         colours = (self.augmentations[puzzles, 1:] + np.uint8(FIRST_COLOUR)).tobytes()
@@ -95,7 +95,7 @@ class Expander:
         return np.frombuffer(bytearray().join(parts), dtype=np.uint8).reshape(-1, length)
 
     def _template(self, key: int) -> bytes:
-        """The bytes of a grid under a transform to the end of its border; `key` as in `rows`."""
+        """The canvas of a transformed grid, up to the end of its border; `key` as in `rows`."""
         number, tid, at_edge = key >> 4, key >> 1 & 7, key & 1
         grid = self.cells[self._starts[number] : self._starts[number + 1]].reshape(self.shapes[number])
         grid = dihedral(grid, tid) + np.uint8(FIRST_COLOUR)
@@ -103,6 +103,6 @@ class Expander:
         canvas = np.full((height + 1, self.side), PAD, dtype=np.uint8)
         canvas[:height, :width] = grid
         canvas[height, :width] = EOS
-        if not at_edge:  # there it would lie beyond the canvas, in the first column of the next row
+        if not at_edge:  # at the edge it would wrap into the first column of the next row
             canvas[:height, width] = EOS
         return canvas.tobytes()

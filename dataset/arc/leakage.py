@@ -1,11 +1,11 @@
-"""What of the held-out tests also occurs in training: the same task, the same pair, the same test grid.
+"""Finds held-out tests that also occur in training: the same task, the same pair, the same test grid.
 
-In encoder mode whole tasks are held out: their demonstrations are searched, too, and `apart` leaves out the training
-tasks that share anything with them.
+In encoder mode whole tasks are held out: their demonstrations are searched, too, and `drop_overlap` leaves out the
+training tasks that share anything with them.
 
-Augmentation makes a pair and its turned or recoloured copies one for a model, so grids are compared exactly and up to
-the eight transforms and a renaming of the colours 1 to 9. That the demonstrations of the held-out tasks are trained on
-is the protocol of the public code (transductive) and no leak.
+To a model trained with augmentation a pair and its turned or recoloured copies are the same, so grids are compared both
+exactly and up to the eight transforms and a renaming of the colours 1 to 9. Training on the demonstrations of held-out
+tasks is the (transductive) protocol of the public code and no leak.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from dataset.arc.augment import dihedral
 from dataset.arc.tasks import Pair, Subset
 
 RELATIONS = ("pair", "pair_transformed", "input", "input_transformed")
-"""From most to least: question and answer, both transformed, the question alone, the question transformed."""
+"""From strongest to weakest: question and answer, both transformed, the question alone, the question transformed."""
 _COLOURS = bytes(range(1, 10))
 
 
 def plain_key(*grids: np.ndarray) -> bytes:
-    """Shapes and cells: equal for equal grids."""
+    """Shapes and cells of grids as bytes: equal for equal grids only."""
     return b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)
 
 
 def symmetric_key(*grids: np.ndarray) -> bytes:
-    """The same for all that the eight transforms and a renaming of the colours make of these grids together."""
+    """A key that the eight transforms and a renaming of the colours, applied to all grids together, do not change."""
     keys = []
     for tid in range(8):
         turned = [dihedral(grid, tid) for grid in grids]
         cells = b"".join(grid.tobytes() for grid in turned)
-        # colours get numbers in the order in which they occur; 0 is the background
+        # colours are renumbered in the order in which they first occur; 0 is the background
         colours = bytes(colour for colour in dict.fromkeys(cells) if colour)
         shapes = b"".join(bytes(grid.shape) for grid in turned)
         keys.append(shapes + cells.translate(bytes.maketrans(colours, _COLOURS[: len(colours)])))
@@ -54,7 +54,7 @@ def _keys(pair: Pair, relations: Sequence[str]) -> dict[str, bytes]:
 
 
 def _trained(subsets: Sequence[Subset], test_sets: Sequence[str], whole_tasks: bool) -> Iterator[tuple[str, str, Pair]]:
-    """(subset, task, pair) of what is trained on."""
+    """(subset, task, pair) of every pair that is trained on."""
     for subset in subsets:
         for task in subset.tasks:
             for pair in task.pairs:
@@ -62,10 +62,10 @@ def _trained(subsets: Sequence[Subset], test_sets: Sequence[str], whole_tasks: b
                     yield subset.name, task.name, pair
 
 
-def apart(
+def drop_overlap(
     subsets: Sequence[Subset], test_sets: Sequence[str], report: Mapping[str, Any]
 ) -> tuple[list[Subset], list[str]]:
-    """The subsets without the training tasks that the report (`whole_tasks`) names, and those tasks' names."""
+    """The subsets without the training tasks in a report of `whole_tasks`, and the names of those tasks, sorted."""
     shared = {place for entry in (*report["tests"], *report["demonstrations"]) for place in entry["in"]}
     shared |= {f"{name}/{task}" for task, names in report["ids"].items() for name in names if name not in test_sets}
     kept, removed = [], []
@@ -84,12 +84,12 @@ def leakage_report(
     whole_tasks: bool = False,
     relations: Sequence[str] = RELATIONS,
 ) -> dict[str, Any]:
-    """Which held-out tasks and tests are in training, for leakage.json.
+    """Report which held-out tasks and tests occur in training (leakage.json).
 
-    `empty`: nothing was found. `counts`: tasks, tests, tasks whose id another subset has, tests by the strongest of
-    RELATIONS that holds. `ids`: {task: subsets}. `tests`: one entry for each test found, with where it stands.
-    With `whole_tasks` the demonstrations of held-out tasks are not trained on, and `demonstrations` has those that were
-    found nevertheless; they do not count in `empty`, which is about answers. `relations`: what is searched.
+    `empty`: nothing was found. `counts`: tasks, tests, tasks whose id is in another subset, tests by their strongest
+    relation of RELATIONS. `ids`: {task: subsets}. `tests`: an entry for each test found, with the places where.
+    With `whole_tasks` the demonstrations of held-out tasks are not trained on, and `demonstrations` lists those found
+    nevertheless; they do not count for `empty`, which is about answers. `relations`: those that are checked.
     """
     held_out = [(subset, task) for subset in subsets if subset.name in test_sets for task in subset.tasks]
     owners = defaultdict(list)

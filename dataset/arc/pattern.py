@@ -1,8 +1,8 @@
 """The pattern task: a marked cell shows where a pattern goes, and the demonstrations show which pattern.
 
-The input is black with one cell of colour 1; the output is black with the task's pattern, whose top left corner lies at
-that cell. LPN (arXiv 2411.08706) uses it to see whether a search among latent programs helps: 4x4 patterns on 10x10
-grids. All patterns of the evaluation are new ones.
+The input is black with one cell of colour 1; the output is black with the task's pattern, its top left corner at that
+cell. LPN (arXiv 2411.08706) uses the task, with 4x4 patterns on 10x10 grids, to test whether a search in latent space
+helps. All patterns of the evaluation are new.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class PatternPlan:
     """Tasks of one size."""
 
     side: int = 10
-    """Of the grids."""
+    """Side of the grids."""
     pattern: int = 4
     """Side of the pattern."""
     demonstrations: int = 4
-    """Of each task; one test each."""
+    """Demonstrations of each task, which has one test."""
     num_train: int = 10_000
     num_test: int = 200
     density: float = 0.5
-    """Chance of a cell of a training pattern to have a colour; the others are black."""
+    """Probability that a cell of a training pattern is coloured; the others are black."""
     test_density: float | None = None
-    """The same for evaluation; None takes that of training. LPN's out-of-distribution tests have 0.75 and 1."""
+    """The same for evaluation; None: as in training. LPN's out-of-distribution tests have 0.75 and 1."""
     seed: int = 0
 
     def check(self) -> None:
-        """Raise UsageError, naming the flag, on values that cannot be built."""
+        """Raise UsageError, naming the flag, for values that cannot be built."""
         for flag, value, least, most in (
             ("--side", self.side, 2, LARGEST),
             ("--pattern", self.pattern, 1, self.side - 1),
@@ -59,7 +59,7 @@ class PatternPlan:
 
 
 def generate(plan: PatternPlan) -> list[Subset]:
-    """Training and evaluation. Raises: UsageError; RunFailure where no patterns are left that are new."""
+    """Draw training and evaluation tasks. Raises: UsageError; RunFailure if training leaves no new patterns."""
     plan.check()
     trained: set[bytes] = set()
     subsets = []
@@ -78,7 +78,7 @@ def generate(plan: PatternPlan) -> list[Subset]:
 
 
 def _pattern(plan: PatternPlan, density: float, generator: Generator, known: set[bytes]) -> np.ndarray:
-    """A pattern that is not black and not known; uint8 [pattern, pattern]."""
+    """A pattern that is neither black nor in `known`; uint8 [pattern, pattern]."""
     shape = (plan.pattern, plan.pattern)
     for _ in range(TRIES):
         cells = generator.integers(1, COLOURS, shape)
@@ -104,7 +104,7 @@ def _pairs(plan: PatternPlan, pattern: np.ndarray, generator: Generator) -> list
 def build_patterns(root: Path, plan: PatternPlan, *, overwrite: bool = False) -> dict[str, Any]:
     """Write the data set and return its card. Raises: UsageError."""
     plan.check()
-    # Few grids are possible as questions, so training has those of the tests: only whole pairs are compared.
+    # There are few possible questions, so training has those of the tests, too: only whole pairs are compared.
     build = ArcBuild(
         output_dir=root,
         test_sets=SUBSETS[1:],

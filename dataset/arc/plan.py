@@ -1,8 +1,8 @@
-"""Which augmentation of which task becomes which puzzle, and where each of its examples lies on the canvas.
+"""Draws the augmentations of every task and the offset of every example on the canvas.
 
-The numbers, their order and the names are those of the public builder (arXiv 2510.04871), drawn from one stream: the
-tasks of each subset are shuffled; each task gets up to `num_aug` augmentations that differ from it and one another;
-at the end every training example but one of its puzzle is moved to a random place. Nothing of size N x T is held.
+Numbers, order and names are those of the public builder (arXiv 2510.04871), drawn from one stream: the tasks of each
+subset are shuffled; each task gets up to `num_aug` augmentations that differ from it and from each other; at the end
+all training examples of a puzzle but one are translated to random offsets. Nothing of size N x T is held in memory.
 
 N examples, P puzzles, G groups (= tasks), E pairs of all groups.
 """
@@ -20,9 +20,9 @@ from dataset.arc.expand import Expander
 from dataset.arc.tasks import Pair, Subset, Task
 
 RETRIES = 5
-"""Draws for each augmentation that is asked for: a task with symmetries repeats itself, and gets fewer."""
+"""Draws per requested augmentation: a task with symmetries repeats itself, and gets fewer."""
 UNCHANGED = bytes(range(10))
-# Of a table for bytes.translate: colours are mapped, all else (shapes, see `_fingerprints`) stays.
+# The rest of a table for bytes.translate: colours are mapped, other bytes (shapes, see `_fingerprints`) are kept.
 _REST = bytes(range(10, 256))
 _SHAPE = 128
 
@@ -37,11 +37,11 @@ class SplitPlan:
     pairs: list[list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
     """Input and output grids of each group, [G]."""
     augmentations: list[np.ndarray] = field(default_factory=list)
-    """Of each group: uint8 [its puzzles, 10], transform and new colours of 1 to 9."""
+    """Transforms and new colours of 1 to 9 of each group's puzzles, [G] arrays uint8 [its puzzles, 10]."""
     offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint8))
     """Row and column of the first cell of each example; uint8 [N, 2]."""
     demonstrations: list[int] = field(default_factory=list)
-    """How many of the pairs of each group, the first ones, are demonstrations, [G]."""
+    """How many of the first pairs of each group are demonstrations, [G]."""
 
     def add(
         self,
@@ -50,7 +50,7 @@ class SplitPlan:
         augmentations: np.ndarray,
         demonstrations: int,
     ) -> None:
-        """One more group."""
+        """Append a group."""
         self.tasks.append(task)
         self.pairs.append(pairs)
         self.augmentations.append(augmentations)
@@ -63,17 +63,17 @@ class SplitPlan:
 
     @property
     def group_indices(self) -> np.ndarray:
-        """Offsets into the puzzles; int64 [G + 1]."""
+        """Puzzle offsets; int64 [G + 1]."""
         return np.cumsum([0, *map(len, self.augmentations)])
 
     @property
     def puzzle_indices(self) -> np.ndarray:
-        """Offsets into the examples; int64 [P + 1]."""
+        """Example offsets; int64 [P + 1]."""
         sizes = [np.full(len(a), len(p)) for a, p in zip(self.augmentations, self.pairs, strict=True)]
         return np.concatenate([np.zeros(1, dtype=np.int64), *sizes]).cumsum()
 
     def names(self) -> Iterator[str]:
-        """The name of each puzzle, [P]: of a group's first the task's own."""
+        """The name of each puzzle, [P]; the first of a group has the task's own."""
         for task, rows in zip(self.tasks, self.augmentations, strict=True):
             digits = (rows + np.uint8(ord("0"))).tobytes().decode()
             yield task
@@ -82,7 +82,7 @@ class SplitPlan:
                 yield f"{task}{SEPARATOR}t{digits[place]}{SEPARATOR}0{colours}"
 
     def expander(self) -> Expander:
-        """What makes tokens of the examples."""
+        """The expander of the split's examples into tokens."""
         grids = [grid for pairs in self.pairs for pair in pairs for grid in pair]
         return Expander(
             side=self.side,
@@ -97,22 +97,22 @@ class SplitPlan:
 
 @dataclass(eq=False)
 class BuildPlan:
-    """A data set before its tokens."""
+    """Both splits of a data set before they are expanded into tokens."""
 
     train: SplitPlan
     test: SplitPlan
     test_tasks: dict[str, Task]
     """The tasks of the test subsets, whose tests are the test split."""
     skipped: dict[str, int]
-    """What was left out, by reason: tasks and pairs that do not fit the canvas, training tests without an answer."""
+    """Counts of what was left out, by reason: tasks and pairs that do not fit, training tests without an answer."""
     not_full: dict[str, int]
-    """Tasks that have fewer different augmentations than were asked for -> how many puzzles they have."""
+    """Tasks with fewer different augmentations than requested -> the number of their puzzles."""
     unsolved: int
-    """Tests of the test split whose answer is not known; 0 x 0 = a grid of one 0, as in the public builder."""
+    """Tests of the test split without an answer, which get a 1x1 grid of 0 as in the public builder."""
 
 
 def augmentations_of(pairs: Sequence[tuple[np.ndarray, np.ndarray]], count: int, draws: Draws) -> np.ndarray:
-    """The task as it is and up to `count` augmentations, each a different set of pairs; uint8 [n, 10]."""
+    """The identity and up to `count` augmentations that give different sets of pairs; uint8 [n, 10]."""
     variants = [_fingerprints(pairs, tid) for tid in range(8)] if count else []
     rows, seen = [b"\0" + UNCHANGED[1:]], {tuple(sorted(fingerprint)) for fingerprint in variants[:1]}
     for _ in range(RETRIES * count):
@@ -128,7 +128,7 @@ def augmentations_of(pairs: Sequence[tuple[np.ndarray, np.ndarray]], count: int,
 
 
 def _fingerprints(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tid: int) -> list[bytes]:
-    """Each pair under a transform: shape and cells of both grids. Equal bytes mean equal pairs."""
+    """Shape and cells of both grids of each transformed pair. Equal bytes mean equal pairs."""
     grids = [[dihedral(grid, tid) for grid in pair] for pair in pairs]
     return [b"".join(bytes(_SHAPE + size for size in grid.shape) + grid.tobytes() for grid in pair) for pair in grids]
 
@@ -141,23 +141,23 @@ def make_plan(
     seed: int,
     side: int,
     data_mode: str = "embedding",
-    moved: bool = True,
+    translate: bool = True,
 ) -> BuildPlan:
     """Draw everything random of a data set.
 
     Args:
-        test_sets: the subsets that are held out: their tests, in encoder mode the whole tasks.
-        moved: whether training examples go to random places of the canvas.
+        test_sets: subsets that are held out: their tests, in encoder mode the whole tasks.
+        translate: whether training examples are translated to random places on the canvas.
     """
     draws = Draws(seed)
     plan = BuildPlan(SplitPlan(side), SplitPlan(side), {}, {}, {}, 0)
-    add = _add_shown if data_mode == "encoder" else _add_task
+    add = _add_whole_task if data_mode == "encoder" else _add_task
     for subset in subsets:
         tasks = list(subset.tasks)
         draws.shuffle(tasks)
         for task in tasks:
             add(plan, task, subset.name in test_sets, num_aug, draws)
-    plan.train.offsets = _offsets(plan.train, draws) if moved else _top_left(plan.train)
+    plan.train.offsets = _random_offsets(plan.train, draws) if translate else _top_left(plan.train)
     plan.test.offsets = _top_left(plan.test)
     return plan
 
@@ -167,7 +167,7 @@ def _top_left(split: SplitPlan) -> np.ndarray:
 
 
 def _usable(plan: BuildPlan, task: Task, held_out: bool) -> Sequence[Pair]:
-    """The pairs that fit and have the answers that are needed; none where no demonstration is among them."""
+    """The pairs that fit the canvas and have the answers they need; none if no demonstration is among them."""
     side = plan.train.side
     usable = task.within(side).pairs
     if len(usable) < len(task.pairs):
@@ -181,26 +181,26 @@ def _usable(plan: BuildPlan, task: Task, held_out: bool) -> Sequence[Pair]:
     return usable
 
 
-def _add_shown(plan: BuildPlan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+def _add_whole_task(plan: BuildPlan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
     """Encoder mode: the whole task in one split, demonstrations first, then tests."""
     usable = _usable(plan, task, held_out)
-    shown, asked = ([pair for pair in usable if pair.kind == kind] for kind in ("train", "test"))
-    if not asked:
+    demonstrations, tests = ([pair for pair in usable if pair.kind == kind] for kind in ("train", "test"))
+    if not tests:
         if usable:
             _count(plan.skipped, "tasks without a test that can be asked", 1)
         return
-    pairs = _grids(shown + asked)
+    pairs = _grids(demonstrations + tests)
     rows = augmentations_of(pairs, num_aug, draws)
     if len(rows) <= num_aug:
         plan.not_full[task.name] = len(rows)
-    (plan.test if held_out else plan.train).add(task.name, pairs, rows, len(shown))
+    (plan.test if held_out else plan.train).add(task.name, pairs, rows, len(demonstrations))
     if held_out:
         plan.test_tasks[task.name] = task
-        plan.unsolved += sum(pair.output is None for pair in asked)
+        plan.unsolved += sum(pair.output is None for pair in tests)
 
 
 def _add_task(plan: BuildPlan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
-    """Embedding mode: demonstrations are trained on, whatever the task."""
+    """Embedding mode: demonstrations are trained on, also those of held-out tasks."""
     usable = _usable(plan, task, held_out)
     if not usable:
         return
@@ -226,8 +226,8 @@ def _grids(pairs: Sequence[Pair]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(pair.input, unknown if pair.output is None else pair.output) for pair in pairs]
 
 
-def _offsets(split: SplitPlan, draws: Draws) -> np.ndarray:
-    """Row and column of every example: one of each puzzle stays at the top left, the others go anywhere they fit."""
+def _random_offsets(split: SplitPlan, draws: Draws) -> np.ndarray:
+    """Row and column of every example [N, 2]: one of each puzzle at the top left, the others anywhere they fit."""
     out = bytearray()
     up_to = draws.up_to
     for pairs, augmentations in zip(split.pairs, split.augmentations, strict=True):
@@ -255,7 +255,7 @@ def _offsets(split: SplitPlan, draws: Draws) -> np.ndarray:
 def number_identifiers(plan: BuildPlan, start: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(names by identifier, identifiers of the training puzzles, of the test puzzles), numbered from `start`.
 
-    Names get numbers in the order in which they first occur, training puzzles first; a name that two subsets share has
+    Names are numbered in the order of their first occurrence, training puzzles first; a name that two subsets share has
     one number.
     """
     numbers: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""The published collections of tasks: how they are recognised, and which data sets bear their names.
+"""The published collections of tasks: how they are recognised, and which data sets claim to be made of them.
 
-A subset is known by the names of its tasks, whatever its folder or file is called.
+A subset is recognised by the names of its tasks, whatever its folder or file is called.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMED = {
     "arc1concept": ("ARC-AGI-1 training", "ARC-AGI-1 evaluation", "ConceptARC"),
     "arc2concept": ("ARC-AGI-2 training", "ARC-AGI-2 evaluation", "ConceptARC"),
 }
-"""Beginning of a data set's name -> what it promises."""
+"""Prefix of a data set's name -> the collections it claims to have."""
 
 
 def _digest(names: Iterable[str]) -> str:
@@ -32,7 +32,7 @@ def _digest(names: Iterable[str]) -> str:
 
 
 def collections_of(subsets: Sequence[Subset]) -> dict[str, str]:
-    """Name -> licence of the published collections that subsets are, one by one or (ConceptARC's folders) together."""
+    """Name -> licence of the published collections among the subsets, singly or (ConceptARC's folders) together."""
     known: dict[str, str] = {}
     rest = []
     for subset in subsets:
@@ -46,13 +46,13 @@ def collections_of(subsets: Sequence[Subset]) -> dict[str, str]:
 
 
 def claims_to_be_published(root: str | Path) -> str | None:
-    """The key of NAMED that a folder's name begins with, however it is spelt."""
-    name = "".join(sign for sign in Path(root).absolute().name.lower() if sign.isalnum())
+    """The key of NAMED with which a folder's name begins, in any spelling; None if there is none."""
+    name = "".join(char for char in Path(root).absolute().name.lower() if char.isalnum())
     return next((claim for claim in NAMED if name.startswith(claim)), None)
 
 
 def stand_in_reason(root: str | Path, card: Mapping[str, Any]) -> str | None:
-    """What the data set at `root` is in place of what its name promises; None where it is that, or has no card."""
+    """Why the data set at `root` is not what its name claims; None if it is, or its card lists no collections."""
     claim = claims_to_be_published(root)
     if claim is None or "collections" not in card:
         return None

@@ -1,8 +1,8 @@
 """Tasks from JSON: one file a task, or the combined bundles `PREFIX_SUBSET_challenges.json` and `_solutions.json`.
 
-A task is {"train": [{"input": grid, "output": grid}, ...], "test": [the same]}; the answers of a bundle's tests stand
-in its solutions. The order of tasks and of the two keys is kept: the public builder's numbers follow from it. What is
-no task ends with one line that names file, task and place.
+A task is {"train": [{"input": grid, "output": grid}, ...], "test": [the same]}; the answers of a bundle's tests are in
+its solutions. The order of tasks and of the two keys is kept: the public builder's numbers follow from it. A malformed
+task is a UsageError that names file, task and place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Pair:
     input: np.ndarray
     """uint8 [h, w]"""
     output: np.ndarray | None
-    """uint8 [h', w']; None where the answer is not known."""
+    """uint8 [h', w']; None if the answer is not known."""
 
     def fits(self, side: int) -> bool:
         """Whether both grids fit a canvas of side x side, turned or not."""
@@ -51,11 +51,11 @@ class Task:
         return [pair for pair in self.pairs if pair.kind == kind]
 
     def within(self, side: int) -> Task:
-        """The task with the pairs that fit a canvas of side x side."""
+        """The task with only the pairs that fit a canvas of side x side."""
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair.fits(side)))
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """The task as it is in a file, its two keys in their order; a test without an answer has no output."""
+        """The task as in its file, with the two keys in their order; a test without an answer has no output."""
         out: dict[str, list[dict[str, Any]]] = {}
         for pair in self.pairs:
             entry = {"input": pair.input.tolist()}
@@ -72,16 +72,16 @@ class Subset:
     name: str
     tasks: tuple[Task, ...]
     files: tuple[Path, ...]
-    """What they were read from."""
+    """The files they were read from."""
 
     def within(self, side: int) -> Subset:
-        """The tasks that have a demonstration on a canvas of side x side, with the pairs that fit it."""
+        """The tasks with a demonstration that fits a canvas of side x side, with only the pairs that fit."""
         tasks = [task.within(side) for task in self.tasks]
         return replace(self, tasks=tuple(task for task in tasks if task.of("train")))
 
 
 def read_grid(value: Any, place: str) -> np.ndarray:
-    """A checked grid, uint8 [h, w]. Raises: UsageError that begins with `place`."""
+    """Check a grid and return it as uint8 [h, w]. Raises: UsageError that begins with `place`."""
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         raise UsageError(f"{place}: expected a grid (a list of rows of whole numbers), got {_short(value)}")
     width = len(value[0])
@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
 
 
 def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answers: Path | None = None) -> Task:
-    """The task in parsed JSON; `solutions` are the answers of its tests where their own file, `answers`, has them.
+    """The task in parsed JSON; `solutions` are the answers of its tests if they are in a file of their own, `answers`.
 
     Raises: UsageError naming file, task and place.
     """
@@ -136,15 +136,15 @@ def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answe
 
 
 def read_task(path: str | Path) -> Task:
-    """The task in its own file; its name is the file's. Raises: UsageError."""
+    """Read a task file; the task is named after it. Raises: UsageError."""
     path = Path(path)
     return parse_task(path.stem, _read_object(path), path)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises: UsageError, also where a key stands twice: one of its values would be lost."""
+    """The object in a JSON file. Raises: UsageError, also for a repeated key, one of whose values would be lost."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
             names = [name for name, _ in pairs]
@@ -153,14 +153,14 @@ def _read_object(path: Path) -> dict[str, Any]:
         return content
 
     content = read_object(path)
-    json.loads(path.read_bytes(), object_pairs_hook=once)
+    json.loads(path.read_bytes(), object_pairs_hook=without_repeats)
     return content
 
 
 def read_bundles(prefix: str, subsets: Sequence[str]) -> Iterator[Subset]:
-    """The named subsets of `PREFIX_SUBSET_challenges.json`, with their solutions where that file is there.
+    """Read the named subsets of `PREFIX_SUBSET_challenges.json`, with their solutions if that file exists.
 
-    Raises: UsageError naming the file, and the subsets that are there where one is not.
+    Raises: UsageError naming the file, and the existing subsets if one is missing.
     """
     for name in subsets:
         path, answers = (Path(f"{prefix}_{name}_{kind}.json") for kind in (CHALLENGES, SOLUTIONS))
@@ -181,12 +181,12 @@ def read_bundles(prefix: str, subsets: Sequence[str]) -> Iterator[Subset]:
 
 
 def _visible(path: Path) -> bool:
-    """Whether people put it there: not what macOS and Jupyter leave beside files, copies of tasks among them."""
+    """Whether a path is neither hidden nor left by macOS or Jupyter, which both leave copies of tasks."""
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
 def shared_names(subsets: Sequence[Subset]) -> list[str]:
-    """Names that different tasks have."""
+    """Names that different tasks share."""
     known: dict[str, Task] = {}
     shared: dict[str, None] = {}
     for task in (task for subset in subsets for task in subset.tasks):
@@ -197,11 +197,11 @@ def shared_names(subsets: Sequence[Subset]) -> list[str]:
 
 
 def read_folders(folders: Sequence[Path], subsets: Sequence[str] | None = None) -> list[Subset]:
-    """Every sub-folder with task files is a subset of its name; a folder that holds task files itself is one, too.
+    """Read every sub-folder with task files as a subset of its name, and a folder that has task files itself, too.
 
-    Sorted by name, files as well, where HRM's builder takes the file system's order. `subsets` chooses some.
+    Subsets and files are sorted by name, while HRM's builder takes the file system's order. `subsets` chooses some.
 
-    Raises: UsageError where there are none, naming those that are.
+    Raises: UsageError if there are no tasks, or if a chosen subset is missing, naming the existing ones.
     """
     places: dict[str, list[Path]] = {}
     for folder in folders:

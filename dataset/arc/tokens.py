@@ -1,7 +1,7 @@
-"""Grids as token sequences and back: a canvas of C x C tokens, PAD around the grid, EOS below and to its right.
+"""Grids as token sequences and back: a canvas of C x C tokens, PAD around the grid, EOS below it and to its right.
 
-T = C * C sequence length. Tokens, border and cropping rule are those of the public code (arXiv 2510.04871). The border
-is written where it lies on the canvas, below the grid's columns and beside its rows; the corner stays PAD.
+T = C * C sequence length. Tokens, border and cropping rule are those of the public code (arXiv 2510.04871). Only the
+part of the border that is on the canvas is written, below the columns and to the right of the rows; the corner is PAD.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ VOCAB_SIZE = FIRST_COLOUR + COLOURS
 
 
 def to_tokens(grid: np.ndarray, side: int = LARGEST, row: int = 0, column: int = 0) -> np.ndarray:
-    """The tokens of a grid whose first cell lies at (row, column) of the canvas; uint8 [side * side].
+    """The tokens of a grid with its first cell at (row, column) of the canvas; uint8 [side * side].
 
-    Raises: ValueError where it does not fit.
+    Raises: ValueError if it does not fit.
     """
     height, width = grid.shape
     bottom, right = row + height, column + width
@@ -33,7 +33,7 @@ def to_tokens(grid: np.ndarray, side: int = LARGEST, row: int = 0, column: int =
 
 
 def side_of(seq_len: int) -> int:
-    """The side of a canvas with so many cells. Raises: ValueError where it is not a square."""
+    """The side of a canvas of `seq_len` cells. Raises: ValueError if that is not a square."""
     side = math.isqrt(seq_len)
     if side * side != seq_len:
         raise ValueError(f"{seq_len} tokens are not a square canvas")
@@ -41,10 +41,10 @@ def side_of(seq_len: int) -> int:
 
 
 def crop_sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(heights [n], widths [n]) of the grids that stand at the top left of n canvases, tokens [n, T].
+    """(heights [n], widths [n]) of the grids at the top left of n canvases, tokens [n, T].
 
-    The rectangle of the largest area without a token that is not a colour; of several the one with fewest rows; 0 x 0
-    where there is none.
+    A grid is the rectangle of the largest area in which all tokens are colours; the one with the fewest rows in case of
+    a tie, 0 x 0 if there is none.
     """
     side = side_of(tokens.shape[-1])
     colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB_SIZE)).reshape(-1, side, side)
@@ -57,7 +57,7 @@ def crop_sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def crop_all(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(canvases [n, C, C], heights [n], widths [n]) of the grids in n sequences [n, T]: zeros around them."""
+    """(canvases [n, C, C] padded with zeros, heights [n], widths [n]) of the grids in n sequences [n, T]."""
     heights, widths = crop_sizes(tokens)
     side = side_of(tokens.shape[-1])
     canvases = tokens.reshape(-1, side, side).astype(np.uint8) - np.uint8(FIRST_COLOUR)
@@ -65,6 +65,6 @@ def crop_all(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def crop(tokens: np.ndarray) -> np.ndarray:
-    """The grid in one sequence [T]; uint8 [h, w], [0, 0] where there is none."""
+    """The grid in one sequence [T]; uint8 [h, w], of shape [0, 0] if there is none."""
     canvases, heights, widths = crop_all(tokens[None])
     return canvases[0, : heights[0], : widths[0]]

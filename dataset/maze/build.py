@@ -22,19 +22,19 @@ from engine.distributed import keyed_numpy
 from engine.io import UsageError
 
 BUILDER_VERSION = 2
-"""Written into the card; raise it when the same plan gives other data."""
+"""Recorded in the card; raise it when the same plan gives other data."""
 SMALLEST, LARGEST = 5, 200
-"""Sides of generated mazes: at 200 a maze has 40,000 tokens and takes a quarter of a second."""
+"""Sides of generated mazes: of side 200 a maze has 40,000 tokens and takes a quarter of a second to generate."""
 COPIES = 8
 PUBLISHED_PATH, PUBLISHED_SIDE = 110, 30
 """Maze-Hard: paths of at least 110 steps on 30x30 (arXiv 2506.21734)."""
 
 
 def usual_min_path(side: int) -> int:
-    """The least path length that is asked for by default: by cells up to 30x30, 2.5 steps a row more beyond.
+    """The default least path length: proportional to the cells up to 30x30, beyond it 2.5 more steps per row.
 
-    With the default loops a path from a random start gets that far in 3 of 10 grids of 30x30 and in 4 to 6 of 10 of
-    36x36 to 200x200: in large mazes loops make the longest shortest path grow with the side, not with the cells.
+    With the default loops, 3 of 10 grids of 30x30 and 4 to 6 of 10 from 36x36 to 200x200 have so long a shortest path
+    from a random start: in large mazes loops make the longest shortest path grow with the side, not with the cells.
     """
     if side <= PUBLISHED_SIDE:
         return round(PUBLISHED_PATH * side**2 / PUBLISHED_SIDE**2)
@@ -58,7 +58,7 @@ class MazeBuild:
     aug: bool = False
     """All eight turned and mirrored forms of each training maze."""
     subsample_size: int | None = None
-    """Random training mazes to keep of a CSV."""
+    """Number of random training mazes to keep of a CSV."""
     input: Path | None = None
     """Folder with train.csv and test.csv."""
     csv: bool = False
@@ -67,7 +67,7 @@ class MazeBuild:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise UsageError, naming the flag, on values that cannot be built."""
+        """Raise UsageError, naming the flag, for values that cannot be built."""
         for flag, value, least in (
             ("--size", self.size, SMALLEST),
             ("--num-train", self.num_train, 1),
@@ -118,16 +118,16 @@ def _from_csv(plan: MazeBuild, folder: Path) -> tuple[dict[str, tuple[np.ndarray
     train, test = read_csv(folder / "train.csv"), read_csv(folder / "test.csv")
     if train[0].shape[1:] != test[0].shape[1:]:
         raise UsageError(f"{folder}: train.csv has mazes of side {train[0].shape[1]}, test.csv of {test[0].shape[1]}")
-    if (asked := plan.subsample_size) is not None:
-        if asked > len(train[0]):
-            raise UsageError(f"--subsample-size {asked} is more than the {len(train[0])} mazes of {folder}/train.csv")
-        chosen = keyed_numpy(plan.seed, "maze/subsample").choice(len(train[0]), asked, replace=False)
+    if (count := plan.subsample_size) is not None:
+        if count > len(train[0]):
+            raise UsageError(f"--subsample-size {count} is more than the {len(train[0])} mazes of {folder}/train.csv")
+        chosen = keyed_numpy(plan.seed, "maze/subsample").choice(len(train[0]), count, replace=False)
         train = train[0][chosen], train[1][chosen]
     return {"train": train, "test": test}, {"source": "csv", "input": str(folder), "split": "that of the files"}
 
 
 def _summary(mazes: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
-    """Of a split: the range of path lengths, how many answers are shortest paths."""
+    """The path lengths of a split, and how many of its answers are shortest paths."""
     lengths = path_lengths(mazes)
     return {
         "shortest_path": {"least": int(lengths.min()), "median": int(np.median(lengths)), "most": int(lengths.max())},
@@ -136,7 +136,7 @@ def _summary(mazes: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
 
 
 def _arrays(mazes: np.ndarray, answers: np.ndarray, aug: bool) -> SplitArrays:
-    """One group a maze; its forms are the puzzles of the group. All identifiers are 0: mazes are one task."""
+    """One group per maze, whose puzzles are its forms. All identifiers are 0: mazes are one task."""
     copies = COPIES if aug else 1
 
     def rows(grids: np.ndarray) -> np.ndarray:
@@ -157,7 +157,7 @@ def _arrays(mazes: np.ndarray, answers: np.ndarray, aug: bool) -> SplitArrays:
 def build(plan: MazeBuild) -> dict[str, Any]:
     """Build the data set of `plan` and return its card plus `seconds`.
 
-    Raises: UsageError on a plan, an input file or an output folder that cannot be used.
+    Raises: UsageError for a plan, an input file or an output folder that cannot be used.
     """
     plan.check()
     began = time.perf_counter()

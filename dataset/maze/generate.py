@@ -1,8 +1,8 @@
 """Generated mazes: a spanning tree of corridors with some walls opened, and a start far from its goal.
 
-Corridor cells lie on every second row and column. A randomised depth-first search joins them all to a tree (one way
-between any two); then a share of the remaining walls between two corridors is opened, so that a maze has loops, dead
-ends and now and then several shortest paths. Each maze has its own generator, keyed by seed, split and number.
+Corridor cells are on every second row and column. A randomised depth-first search joins them to a tree (one path
+between any two); then a share of the remaining walls between two corridors is opened, so that mazes have loops, dead
+ends and sometimes several shortest paths. Each maze has its own generator, keyed by seed, split and index.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from engine.distributed import keyed_numpy
 from engine.io import UsageError, progress
 
 TRIES = 200
-"""Grids that are drawn for one maze before its plan is taken as impossible."""
+"""Grids drawn for one maze before its recipe counts as impossible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MazeRecipe:
-    """What the mazes of a split are drawn from."""
+    """Parameters from which the mazes of a split are drawn."""
 
     seed: int
     side: int
@@ -34,9 +34,9 @@ class MazeRecipe:
 
 
 def carve(side: int, loops: float, rng: np.random.Generator) -> np.ndarray:
-    """A grid of walls and free cells, uint8 [side, side]; all free cells are connected."""
+    """A random grid of walls and free cells, uint8 [side, side]; all free cells are connected."""
     grid = np.full((side, side), WALL, dtype=np.uint8)
-    # Corridors on an even side leave one row and column over: at the end or at the beginning.
+    # With an even side, the corridors leave one row and column over: at the end or at the beginning.
     top, left = (int(rng.integers(0, 2)) if side % 2 == 0 else 0 for _ in range(2))
     at = (
         top + 2 * int(rng.integers(0, (side - top + 1) // 2)),
@@ -68,9 +68,9 @@ def carve(side: int, loops: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_maze(recipe: MazeRecipe, index: int, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Maze number `index` and its answer, token grids [S, S]; `attempt` > 0 gives replacements for duplicates.
+    """Draw maze `index` and its answer, token grids [S, S]; `attempt` > 0 gives replacements for duplicates.
 
-    Raises: UsageError when no grid of this side has so long a shortest path.
+    Raises: UsageError if no grid of this side has so long a shortest path.
     """
     rng = keyed_numpy(recipe.seed, f"maze/{recipe.side}/{recipe.split}/{attempt}", index)
     longest = 0
@@ -95,7 +95,7 @@ def make_maze(recipe: MazeRecipe, index: int, attempt: int = 0) -> tuple[np.ndar
 
 
 def symmetric_copies(grid: np.ndarray) -> list[np.ndarray]:
-    """The eight turned and mirrored forms of a grid [S, S], itself first."""
+    """The eight turned and mirrored forms of a grid [S, S], the grid itself first."""
     return [np.rot90(form, turns) for form in (grid, np.fliplr(grid)) for turns in range(4)]
 
 
@@ -107,9 +107,9 @@ def canonical(maze: np.ndarray) -> bytes:
 def generate(
     recipe: MazeRecipe, count: int, forbidden: Container[bytes] = frozenset()
 ) -> tuple[np.ndarray, np.ndarray, set[bytes]]:
-    """`count` mazes of which no two are forms of each other or of a forbidden one: (mazes, answers, their keys).
+    """Draw `count` mazes, none a form of another or of a forbidden one: (mazes, answers, their canonical keys).
 
-    Raises: UsageError where the recipe does not hold that many.
+    Raises: UsageError if the recipe does not give that many.
     """
     mazes, answers = [], []
     seen: set[bytes] = set()

@@ -1,7 +1,7 @@
 """The published form of mazes: CSV with the columns source, question, answer, rating (Maze-Hard, arXiv 2506.21734).
 
-A question is the grid row by row in the signs of `CHARSET` without `o`, an answer the same with the path, a rating
-the length of the path.
+A question is the grid row by row in the characters of `CHARSET` without `o`, an answer the same with the path, a
+rating the length of the path.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataset.tables import SEPARATORS, refuse_foreign, refuse_twice
 from engine.io import UsageError, atomic_write_text
 
 COLUMNS = ("source", "question", "answer", "rating")
-TOKENS = {sign: token for token, sign in enumerate(CHARSET, start=1)}
+TOKENS = {char: token for token, char in enumerate(CHARSET, start=1)}
 
 
 def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mazes and answers, uint8 token grids [N, S, S].
+    """Read mazes and answers, uint8 token grids [N, S, S].
 
     Raises: UsageError naming file and line of the first row that is not a maze with a path from S to G.
     """
@@ -38,25 +38,26 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         for name, text, into in zip(("question", "answer"), texts, grids, strict=True):
             if len(text) != side * side:
                 raise UsageError(f"{path}:{line}: {name} has {len(text)} cells, expected {side * side}")
-            unknown = next((sign for sign in text if sign not in TOKENS), None)
+            unknown = next((char for char in text if char not in TOKENS), None)
             if unknown is not None:
                 raise UsageError(f"{path}:{line}: {name} has the character {unknown!r}, expected one of {CHARSET!r}")
-            into.append([TOKENS[sign] for sign in text])
+            into.append([TOKENS[char] for char in text])
     mazes, answers = (np.array(part, dtype=np.uint8).reshape(-1, side, side) for part in grids)
-    for token, sign in ((START, "S"), (GOAL, "G")):
+    for token, char in ((START, "S"), (GOAL, "G")):
         counts = (mazes == token).reshape(len(mazes), -1).sum(axis=1)
-        _first(path, rows, counts != 1, f"question needs exactly one {sign}")
-    _first(path, rows, ~judge(mazes, answers).path, "answer is not a path from S to G in the maze of the question")
+        _refuse(path, rows, counts != 1, f"question needs exactly one {char}")
+    _refuse(path, rows, ~judge(mazes, answers).path, "answer is not a path from S to G in the maze of the question")
     return mazes, answers
 
 
-def _first(path: Path, rows: list[tuple[int, str, str]], bad: np.ndarray, text: str) -> None:
+def _refuse(path: Path, rows: list[tuple[int, str, str]], bad: np.ndarray, text: str) -> None:
+    """Raise UsageError with the line of the first bad row."""
     if bad.any():
         raise UsageError(f"{path}:{rows[int(bad.argmax())][0]}: {text}")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, question, answer) of each row. Names may have spaces and capitals; in cells a space is a sign of mazes."""
+    """(line, question, answer) of each row. Column names are stripped and lowered; in cells a space is a free cell."""
     try:
         refuse_foreign(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -80,12 +81,12 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def write_csv(path: Path, mazes: np.ndarray, answers: np.ndarray, source: str) -> None:
     """Write mazes [N, S, S] in the published form."""
-    signs = np.array(["?", *CHARSET])
+    chars = np.array(["?", *CHARSET])
     lengths = path_lengths(mazes)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for maze, answer, length in zip(mazes, answers, lengths.tolist(), strict=True):
-        question, solved = ("".join(signs[grid.reshape(-1)]) for grid in (maze, answer))
+        question, solved = ("".join(chars[grid.reshape(-1)]) for grid in (maze, answer))
         table.writerow((source, question, solved, length))
     atomic_write_text(path, text.getvalue())

@@ -1,8 +1,8 @@
 """Augmentation of a Sudoku, all copies of one puzzle at once.
 
-A copy relabels the digits, permutes the bands and the rows inside each, the stacks and the columns inside
-each, and on boards with square boxes transposes half of the time. With 2x3 boxes a transposed board would
-break the boxes, so 6x6 boards are never transposed. Puzzle and solution get the same treatment.
+A copy relabels the digits, permutes the bands and the rows within each, the stacks and the columns within each, and on
+boards with square boxes is transposed half of the time. A transposed board would break 2x3 boxes, so 6x6 boards are
+never transposed. Puzzle and solution get the same transform.
 
 A copies, n board size, C = n * n cells.
 """
@@ -20,12 +20,12 @@ REDRAWS = 200
 
 
 def _permutations(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` independent permutations of 0 .. length - 1; [count, length]."""
+    """`count` independent permutations of 0 to length - 1; [count, length]."""
     return rng.permuted(np.tile(np.arange(length), (count, 1)), axis=1)
 
 
 def _lines(count: int, size: int, band: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled bands of `band` lines with shuffled lines inside: old line of each new line; [count, size]."""
+    """Shuffle bands of `band` lines and the lines within each: old line of each new line; [count, size]."""
     bands = size // band
     order = _permutations(count, bands, rng)
     inside = _permutations(count * bands, band, rng).reshape(count, bands, band)
@@ -33,7 +33,7 @@ def _lines(count: int, size: int, band: int, rng: np.random.Generator) -> np.nda
 
 
 def draw_transforms(count: int, geo: Geometry, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`count` symmetries: (old cell of each new cell [A, C], new digit of each old digit [A, n + 1])."""
+    """Draw `count` symmetries: (old cell of each new cell [A, C], new digit of each old digit [A, n + 1])."""
     n = geo.size
     digits = np.concatenate([np.zeros((count, 1), dtype=np.int64), _permutations(count, n, rng) + 1], axis=1)
     transpose = (rng.random(count) < 0.5) & (geo.box_height == geo.box_width)
@@ -60,7 +60,7 @@ def augment(
 
     A copy whose solution is in `forbidden` (a test solution) is drawn again.
 
-    Raises: UsageError when a copy is forbidden REDRAWS times over.
+    Raises: UsageError if a copy is still forbidden after REDRAWS draws.
     """
     cells, digits = draw_transforms(count, geo, rng)
     answers = apply_transforms(answer, cells, digits)

@@ -26,13 +26,13 @@ from dataset.writing import SplitArrays, building, refuse_existing, write_datase
 from engine.distributed import keyed_numpy
 from engine.io import RunFailure, UsageError, progress
 
-# Written into the card; raise it when the same plan gives other data.
+# Recorded in the card; raise it when the same plan gives other data.
 BUILDER_VERSION = 1
 BLANKS = {4: (6, 10), 6: (12, 22), 9: (30, 45)}
 NUM_TRAIN, NUM_TEST = 1000, 256
-# Solutions of one file whose symmetric copies are searched when puzzles are held out.
+# Up to this many solutions of a file, symmetric ones are held out together.
 SYMMETRIC = 50_000
-# Below this many puzzles starting processes costs more than it saves.
+# With fewer puzzles, starting processes costs more than it saves.
 PUZZLES_PER_WORKER = 512
 
 
@@ -54,27 +54,27 @@ class SudokuBuild:
     blanks: tuple[int, int] | None = None
     """Fewest and most blanks of a generated puzzle."""
     num_aug: int = 0
-    """Augmented copies of each training puzzle, beside the original."""
+    """Augmented copies of each training puzzle, in addition to the original."""
     subsample_size: int | None = None
-    """Random training puzzles to keep of a CSV; the number to generate where there is none."""
+    """Number of random training puzzles to keep of a CSV; without a CSV, the number to generate."""
     min_difficulty: int = 0
-    """Least difficulty (the rating of a CSV; guesses undone of generated puzzles)."""
+    """Least difficulty (rating in a CSV; guesses undone of generated puzzles)."""
     input: Path | None = None
     """Folder with train.csv and test.csv, or one CSV."""
     test_input: Path | None = None
-    """A CSV whose puzzles are all tested on, beside those held out of the one in `input`."""
+    """A CSV whose puzzles are all test puzzles, in addition to those held out of `input`."""
     seed: int = 0
     workers: int | None = None
-    """Processes; None takes what the machine and the number of puzzles justify. Never changes the data."""
+    """Processes; None: by the machine and the number of puzzles. Never changes the data."""
     overwrite: bool = False
 
     @property
     def minimal(self) -> bool:
-        """Whether minimal puzzles are generated: those of 9x9 that have to be hard, unless blanks are asked for."""
+        """Whether generated puzzles are minimal: 9x9 ones with a least difficulty, unless blanks are given."""
         return self.input is None and self.min_difficulty > 0 and self.blanks is None and (self.size or 9) == 9
 
     def check(self) -> None:
-        """Raise UsageError, naming the flag, on values that cannot be built."""
+        """Raise UsageError, naming the flag, for values that cannot be built."""
         geo = geometry(self.size or 9)
         for flag, value, least in (
             ("--num-train", self.num_train, 1),
@@ -122,7 +122,7 @@ class SudokuBuild:
 
 @dataclass
 class _Source:
-    """Puzzles of both splits before augmentation, and their facts for the card."""
+    """Puzzles of both splits before augmentation, and their entries in the card."""
 
     geo: Geometry
     train: tuple[np.ndarray, np.ndarray]
@@ -161,21 +161,21 @@ def _generated(plan: SudokuBuild) -> _Source:
     if plan.minimal:
         counts = {"test": num_test, "train": num_train}
         workers = _workers(plan, (num_train + num_test) * PUZZLES_PER_WORKER)
-        made = minimal(plan.seed, geo.size, counts, least=plan.min_difficulty, workers=workers)
+        puzzles = minimal(plan.seed, geo.size, counts, least=plan.min_difficulty, workers=workers)
         card: dict[str, Any] = {
             "source": "generated",
             "minimal": "every given is needed for the solution to be the only one",
-            "difficulty": {**rule, "mean": {split: _mean(made[split]) for split in made}},
+            "difficulty": {**rule, "mean": {split: _mean(puzzles[split]) for split in puzzles}},
             "split": "by class: no two solutions, of either split, are joined by a symmetry",
         }
-        card["difficulty"].update({split: _histogram(made[split]) for split in ("train", "test")})
-        forbidden = frozenset(p.answer for p in made["test"])
-        return _Source(geo, _arrays(made["train"]), _arrays(made["test"]), forbidden, card)
+        card["difficulty"].update({split: _histogram(puzzles[split]) for split in ("train", "test")})
+        forbidden = frozenset(p.answer for p in puzzles["test"])
+        return _Source(geo, _arrays(puzzles["train"]), _arrays(puzzles["test"]), forbidden, card)
     train_pool, test_pool = split_pool(geo.size, plan.seed)
     common = {"seed": plan.seed, "size": geo.size, "blanks": blanks, "min_difficulty": plan.min_difficulty}
     recipe = Recipe(split="test", pool=test_pool, **common)  # type: ignore[arg-type]
     test = generate(recipe, num_test, workers=_workers(plan, num_test))
-    # No training puzzle has, and (below) no augmented copy of one gets, the solution of a test puzzle.
+    # No training puzzle, nor (see `_augmented`) a copy of one, may have the solution of a test puzzle.
     forbidden = frozenset(p.answer for p in test)
     recipe = Recipe(split="train", pool=train_pool, forbidden=forbidden, **common)  # type: ignore[arg-type]
     train = generate(recipe, num_train, workers=_workers(plan, num_train))
@@ -189,12 +189,12 @@ def _generated(plan: SudokuBuild) -> _Source:
 
 
 def _hold_out(boards: Boards, count: int, seed: int, others: Boards | None) -> tuple[Boards, Boards, str]:
-    """(train, test, how they are separated) of one file: `count` test puzzles, none with the solution of one of train.
+    """Split one file: (train, test, description of the split), with `count` test puzzles whose solutions train lacks.
 
-    Solutions that a symmetry joins count as one, also those of `others`, the test puzzles of another file, where there
-    are no more than SYMMETRIC: of each 5 ms.
+    In files of up to SYMMETRIC solutions (5 ms each), symmetric solutions count as one; so do those of `others`, the
+    test puzzles of another file.
 
-    Raises: UsageError where that leaves nothing to train on.
+    Raises: UsageError if that leaves nothing to train on.
     """
     geo = geometry(boards.size)
     symmetric = len(boards.answers) <= SYMMETRIC and boards.size == 9  # 4x4 has 2 classes, 6x6 has 49
@@ -269,7 +269,7 @@ def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
         },
         "split": split,
         "answers": "found by the exact solver" if train.solved_here else "those of the file",
-        # Searched before augmentation, which changes nothing here.
+        # Counted before augmentation, which keeps the number of solutions.
         "several_solutions": {
             name: several_solutions(boards, seed=plan.seed, workers=workers) for name, boards in both.items()
         },
@@ -329,7 +329,7 @@ def _augmented(plan: SudokuBuild, source: _Source) -> tuple[np.ndarray, np.ndarr
 
 
 def _split_arrays(questions: np.ndarray, answers: np.ndarray, per_group: int) -> SplitArrays:
-    """Digits to tokens; every group holds `per_group` puzzles of one example, all identifiers are 0."""
+    """Digits as tokens; every group has `per_group` puzzles of one example, all identifiers are 0."""
     count = len(questions)
     return SplitArrays(
         inputs=questions + np.uint8(1),
@@ -341,7 +341,7 @@ def _split_arrays(questions: np.ndarray, answers: np.ndarray, per_group: int) ->
 
 
 def overlap(root: Path, array: str) -> int:
-    """Test examples whose `inputs` (the puzzle) or `labels` (its solution) also occur in training, from the files."""
+    """Count the test examples whose `inputs` (puzzle) or `labels` (solution) also occur in training, from the files."""
     train, test = (getattr(load_split(root, split), array) for split in ("train", "test"))
     rows = [row.tobytes() for row in test]
     needed = set(rows)
@@ -352,7 +352,7 @@ def overlap(root: Path, array: str) -> int:
 def build(plan: SudokuBuild) -> dict[str, Any]:
     """Build the data set of `plan` and return its card plus `seconds`. Workers never change the data.
 
-    Raises: UsageError on a plan, an input file or an output folder that cannot be used.
+    Raises: UsageError for a plan, an input file or an output folder that cannot be used.
     """
     plan.check()
     began = time.perf_counter()

@@ -1,9 +1,9 @@
-"""When two solutions are the same up to the symmetries of Sudoku: each has one canonical form.
+"""Canonical forms of Sudoku solutions, equal for two solutions exactly if a symmetry maps one to the other.
 
 Symmetries relabel the digits, permute bands, rows in a band, stacks and columns in a stack, and transpose boards with
-square boxes (augment.py draws from them). The canonical form is the least board, row by row, of all symmetric ones. Its
-first row is 1, 2, …; its second is decided by where the digits of the first row stand in it, for which every
-order of the columns is tried; the order of the other rows follows.
+square boxes (augment.py draws from them). The canonical form is the least of all symmetric boards, row by row. Its
+first row is 1, 2, …; its second depends on where the digits of the first row are in it, for which every order of the
+columns is tried; the order of the other rows follows.
 
 N boards, C = n * n cells, K column orders (1,296 on 9x9), P pairs of rows of one band (36 on 9x9, transposes included).
 """
@@ -22,7 +22,7 @@ CHUNK = 64
 
 @cache
 def _column_orders(geo: Geometry) -> np.ndarray:
-    """Old column of each new one, for every order of stacks and of the columns in each; int64 [K, n]."""
+    """Old column of each new column, for every order of stacks and of the columns in each; int64 [K, n]."""
     w = geo.box_width
     inside = list(permutations(range(w)))
     orders = [
@@ -34,9 +34,9 @@ def _column_orders(geo: Geometry) -> np.ndarray:
 
 
 def _second_rows(moves: np.ndarray, geo: Geometry) -> np.ndarray:
-    """The second row as one number, for every column order, with the first relabelled 0, 1, …; [M, n] -> int64 [M, K].
+    """The second row as one number for every column order, with the first relabelled 0, 1, …; [M, n] -> int64 [M, K].
 
-    `moves[m, c]` is the column at which the digit of the second row's column c is in the first.
+    `moves[m, c]` is the column in which the first row has the digit that the second row has in column c.
     """
     orders = _column_orders(geo)
     places = np.argsort(orders, axis=1)  # new column of each old one
@@ -53,13 +53,13 @@ def _views(boards: np.ndarray, geo: Geometry) -> np.ndarray:
 
 
 def _least(view: np.ndarray, first: int, second: int, orders: np.ndarray, geo: Geometry) -> np.ndarray:
-    """The least board of these column orders [K', n] with rows `first` and `second` of the view on top; uint8 [C]."""
+    """The least board over column orders [K', n] with rows `first` and `second` of the view on top; uint8 [C]."""
     n, h = geo.size, geo.box_height
     places = np.argsort(orders, axis=1)
     label = places[:, np.argsort(view[first])]  # [K', n]: new digit of each old one
     boards = label[np.arange(len(orders))[:, None, None], view[:, orders].swapaxes(0, 1)]  # [K', n, n]
     lead = boards[:, :, 0].copy()
-    # The first column decides the order: the two rows and their band come first.
+    # The first column decides the order of the rows; the two chosen rows and their band come first.
     lead[:, first], lead[:, second] = -2, -1
     bands = lead.reshape(len(orders), n // h, h)
     rows = np.argsort(bands, axis=2) + np.arange(0, n, h)[:, None]
@@ -69,7 +69,7 @@ def _least(view: np.ndarray, first: int, second: int, orders: np.ndarray, geo: G
 
 
 def canonical(boards: np.ndarray, geo: Geometry) -> np.ndarray:
-    """The canonical form of each solution [N, C], uint8 [N, C]: equal exactly for boards that a symmetry joins."""
+    """The canonical form of each solution [N, C]; uint8 [N, C]."""
     h = geo.box_height
     if not len(boards):
         return np.empty((0, geo.cells), dtype=np.uint8)
@@ -104,5 +104,5 @@ def canonical(boards: np.ndarray, geo: Geometry) -> np.ndarray:
 
 
 def classes(boards: np.ndarray, geo: Geometry) -> list[bytes]:
-    """The canonical forms of solutions [N, C] as keys of sets."""
+    """The canonical forms of solutions [N, C] as hashable keys."""
     return [row.tobytes() for row in canonical(boards, geo)]

@@ -1,4 +1,4 @@
-"""Puzzles with one solution, each drawn from its own keyed generator: workers cannot change the result."""
+"""Puzzles with one solution, each drawn from its own keyed generator, so that workers cannot change the result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from dataset.workers import ordered_map
 from engine.distributed import keyed_numpy
 from engine.io import UsageError, progress
 
-# Random masks are tried this often before cells are taken away one by one.
+# Random masks are tried this often before cells are removed one by one.
 MASK_TRIES = 4
-# A puzzle that this many boards did not yield is taken as impossible (too many blanks, too high a
-# difficulty).
+# After this many boards without a puzzle, its recipe counts as impossible (too many blanks, too high a difficulty).
 BOARD_TRIES = 20_000
 DUPLICATE_ROUNDS = 50
 CHUNK = 64
@@ -33,7 +32,7 @@ class Puzzle:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a split's puzzles are drawn from; picklable, sent to every worker."""
+    """Parameters from which a split's puzzles are drawn; picklable, as it is sent to every worker."""
 
     seed: int
     size: int
@@ -54,7 +53,7 @@ def _board(recipe: Recipe, geo: Geometry, rng: np.random.Generator) -> list[int]
 
 
 def _dig(solution: list[int], blanks: int, geo: Geometry, rng: np.random.Generator) -> tuple[list[int], int] | None:
-    """A puzzle of `solution` with `blanks` blank cells, and its difficulty; None when none was found."""
+    """A puzzle of `solution` with `blanks` blank cells, and its difficulty; None if none was found."""
     for _ in range(MASK_TRIES):
         order = rng.permutation(geo.cells).tolist()
         puzzle = solution.copy()
@@ -77,9 +76,9 @@ def _dig(solution: list[int], blanks: int, geo: Geometry, rng: np.random.Generat
 
 
 def make_puzzle(recipe: Recipe, index: int, attempt: int = 0) -> Puzzle:
-    """Puzzle number `index` of the recipe; `attempt` > 0 gives replacements for duplicates.
+    """Draw puzzle `index` of the recipe; `attempt` > 0 gives replacements for duplicates.
 
-    Raises: UsageError when no puzzle with these blanks and this difficulty turns up.
+    Raises: UsageError if no puzzle with these blanks and this difficulty is found.
     """
     geo = geometry(recipe.size)
     rng = keyed_numpy(recipe.seed, f"sudoku/{recipe.size}/{recipe.split}/{attempt}", index)
@@ -104,9 +103,9 @@ def _make_chunk(job: tuple[Recipe, range]) -> list[Puzzle]:
 
 
 def generate(recipe: Recipe, count: int, *, workers: int = 1) -> list[Puzzle]:
-    """`count` different puzzles of the recipe; the same list for any number of workers.
+    """Draw `count` different puzzles of the recipe; the same list for any number of workers.
 
-    Raises: UsageError when the recipe does not hold that many different puzzles.
+    Raises: UsageError if the recipe does not give that many different puzzles.
     """
     jobs = [(recipe, range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
     chunks: Iterable[list[Puzzle]] = ordered_map(_make_chunk, jobs, workers=workers)
@@ -131,7 +130,7 @@ def generate(recipe: Recipe, count: int, *, workers: int = 1) -> list[Puzzle]:
 
 
 def split_pool(size: int, seed: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(train, test) solutions to draw from: the 4x4 boards divided 4:1 by seed; (None, None) if larger."""
+    """(train, test) solutions to draw from: the 4x4 boards split 4:1 by the seed; (None, None) for larger boards."""
     if size > 4:
         return None, None
     grids = all_grids(size)

@@ -1,8 +1,7 @@
 """The geometry of a Sudoku board and its tokens.
 
-A board is row-major with n * n cells, 0 for a blank and 1..n for digits. Boxes are h rows by w columns with
-h * w = n: 2x2 on 4x4, 2x3 (two rows, three columns) on 6x6, 3x3 on 9x9. Tokens: PAD 0, blank 1, digit d -> d
-+ 1.
+A board is row-major with n * n cells, 0 for a blank and 1 to n for digits. Boxes are h rows by w columns with
+h * w = n: 2x2 on 4x4, 2x3 (two rows, three columns) on 6x6, 3x3 on 9x9. Tokens: PAD 0, blank 1, digit d -> d + 1.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ PAD, BLANK = 0, 1
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which cells see each other on a board of `size` x `size` cells."""
+    """Units and peers of a board of `size` x `size` cells."""
 
     size: int
     box_height: int
     box_width: int
     units: tuple[tuple[int, ...], ...]
-    """Rows, then columns, then boxes; each names `size` cells."""
+    """Rows, then columns, then boxes, of `size` cells each."""
     peers: tuple[tuple[int, ...], ...]
-    """For each cell the other cells of its three units."""
+    """The other cells of each cell's three units."""
 
     @property
     def cells(self) -> int:
@@ -48,7 +47,7 @@ class Geometry:
 
 @cache
 def geometry(size: int) -> Geometry:
-    """The board of `size`. Raises UsageError for a size without a box shape."""
+    """The geometry of a board of `size`. Raises: UsageError for a size without a box shape."""
     if size not in BOXES:
         raise UsageError(f"--size {size} is not known: choose one of {', '.join(map(str, BOXES))}")
     height, width = BOXES[size]
@@ -63,7 +62,7 @@ def geometry(size: int) -> Geometry:
 
 
 def size_of(cells: int) -> int | None:
-    """The board size whose number of cells this is, or None."""
+    """The board size with so many cells, or None."""
     return next((size for size in BOXES if size * size == cells), None)
 
 
@@ -78,7 +77,7 @@ def valid_solutions(boards: np.ndarray, geo: Geometry) -> np.ndarray:
 
 @cache
 def all_grids(size: int) -> np.ndarray:
-    """Every filled board in ascending order, uint8 [count, cells]: 288 of size 4. Larger ones are refused."""
+    """Every filled board in ascending order, uint8 [count, cells]: 288 of size 4. Raises: ValueError if larger."""
     geo = geometry(size)
     if size > 4:
         raise ValueError(f"there are too many boards of size {size} to list")

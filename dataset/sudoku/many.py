@@ -1,9 +1,9 @@
-"""The search of dataset/sudoku/solve.py over many boards at once: numpy in place of a loop over boards.
+"""The search of dataset/sudoku/solve.py over a batch of boards, in numpy.
 
-Candidates are bit masks as there (bit d - 1 stands for digit d), in arrays [C, M] of M boards: the boards come last, so
-that every rule is arithmetic over contiguous memory. All open branches of all puzzles are in one pool; a round gives
-the newest of them one pass of singles, so that no puzzle waits for another. Guesses undone are counted in the trees of
-`solve`, whose branches do not depend on each other: of a puzzle with one solution, all but those that lead to it.
+Candidates are bit masks as there (bit d - 1 stands for digit d), in arrays [C, M] of M boards: boards are the last
+dimension, so that every rule is arithmetic over contiguous memory. All open branches of all puzzles are in one pool; a
+round gives the newest of them one pass of singles, so that no puzzle waits for another. Guesses undone are counted in
+the search trees of `solve`, whose branches are independent: all guesses but those that lead to the solution.
 
 N puzzles, M boards of the pool (several of a puzzle), n board size, C = n * n cells, U units.
 """
@@ -20,7 +20,7 @@ from dataset.sudoku.grid import Geometry
 
 ONE = np.uint16(1)
 WIDTH = 512
-"""Branches of a round: enough to repay the calls, few enough for the cache."""
+"""Branches per round: enough to amortise the numpy calls, few enough for the CPU cache."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Rated:
     """The search results of N puzzles."""
 
     solutions: np.ndarray
-    """int64 [N], how many there are."""
+    """int64 [N], number of solutions."""
     guesses_undone: np.ndarray
-    """int64 [N], as `Solved.guesses_undone` where there is one solution; otherwise without a meaning."""
+    """int64 [N], as `Solved.guesses_undone` if there is one solution; otherwise meaningless."""
 
 
 @dataclass
@@ -40,12 +40,12 @@ class _Pool:
     boards: np.ndarray
     """Candidates, uint16 [C, M]."""
     owners: np.ndarray
-    """Number of the puzzle, int64 [M]."""
+    """Index of the puzzle, int64 [M]."""
     depths: np.ndarray
     """Guesses that led to the branch, int64 [M]."""
 
     def take(self, which: np.ndarray | slice) -> _Pool:
-        """The branches at these places."""
+        """The branches at these indices."""
         return _Pool(self.boards[:, which], self.owners[which], self.depths[which])
 
     def __add__(self, other: _Pool) -> _Pool:
@@ -57,7 +57,7 @@ class _Pool:
 
 
 def _opened(questions: np.ndarray, owners: np.ndarray, geo: Geometry) -> _Pool:
-    """Questions [M, C] (0 = blank) of these puzzles before any rule."""
+    """A pool of questions [M, C] (0 = blank) before any rule is applied."""
     masks = np.array([geo.full, *(1 << digit for digit in range(geo.size))], dtype=np.uint16)
     return _Pool(masks[questions.T], owners, np.zeros_like(owners))
 
@@ -67,12 +67,12 @@ def _opened(questions: np.ndarray, owners: np.ndarray, geo: Geometry) -> _Pool:
 
 @dataclass(frozen=True)
 class _Units:
-    """Units that a rule considers together."""
+    """Units to which a rule is applied together."""
 
     cells: np.ndarray
     """[n, U], the i-th cell of every unit."""
     of_cell: np.ndarray
-    """[kinds, C], the unit of each kind (row, column, box) that a cell is in."""
+    """[kinds, C], a cell's unit of each kind (row, column, box)."""
 
 
 @cache
@@ -88,8 +88,8 @@ def _units(geo: Geometry) -> tuple[_Units, tuple[_Units, ...]]:
     return _Units(cells.T.copy(), of_cell), tuple(kinds)
 
 
-def _seen(boards: np.ndarray, units: _Units) -> tuple[np.ndarray, np.ndarray]:
-    """(bits set in a cell of each unit, bits set in two or more), [U, M] each."""
+def _unit_bits(boards: np.ndarray, units: _Units) -> tuple[np.ndarray, np.ndarray]:
+    """(bits set in any cell of each unit, bits set in two or more cells), [U, M] each."""
     cells = boards[units.cells]
     once, twice = cells[0], cells[0] & cells[1]
     once |= cells[1]
@@ -100,7 +100,7 @@ def _seen(boards: np.ndarray, units: _Units) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at_cells(bits: np.ndarray, units: _Units) -> np.ndarray:
-    """The bits [U, M] of all units of each cell, [C, M]."""
+    """The union of the bits [U, M] over each cell's units, [C, M]."""
     out: np.ndarray = bits[units.of_cell[0]]
     for of_cell in units.of_cell[1:]:
         out |= bits[of_cell]
@@ -113,20 +113,20 @@ def _any_of(bits: np.ndarray) -> np.ndarray:
 
 
 def _naked(boards: np.ndarray, geo: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Take every placed digit from the peers of its cell, in place. Returns (changed, impossible), bool [M] each."""
+    """Remove every placed digit from the peers of its cell, in place. Returns (changed, impossible), bool [M] each."""
     units, _ = _units(geo)
     singles = boards * (boards & (boards - ONE) == 0)
-    once, twice = _seen(singles, units)
+    once, twice = _unit_bits(singles, units)
     lost = boards & _at_cells(once, units) & ~singles
     boards ^= lost
     return _any_of(lost), _any_of(twice) | ~boards.all(axis=0)
 
 
 def _hidden(boards: np.ndarray, kinds: Sequence[_Units], geo: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Place every digit that one cell of a unit is left for, in place. Returns (changed, impossible), bool [M] each."""
+    """Place every digit for which a unit has one cell left, in place. Returns (changed, impossible), bool [M] each."""
     full, changed, bad = np.uint16(geo.full), np.zeros(boards.shape[1], dtype=bool), np.zeros(boards.shape[1], bool)
     for units in kinds:
-        once, twice = _seen(boards, units)
+        once, twice = _unit_bits(boards, units)
         only = boards & _at_cells(once & ~twice, units)
         only *= only != boards
         bad |= _any_of(once ^ full) | _any_of(only & (only - (only != 0)))
@@ -140,7 +140,7 @@ def _hidden(boards: np.ndarray, kinds: Sequence[_Units], geo: Geometry) -> tuple
 
 
 def _branches(pool: _Pool) -> _Pool:
-    """Settled boards -> one for each candidate of the cell that `branch_cell` takes, digits ascending."""
+    """Branch settled boards: one for each candidate of the cell that `branch_cell` takes, digits ascending."""
     if not pool.owners.size:
         return pool
     counts = np.bitwise_count(pool.boards)
@@ -159,30 +159,30 @@ def _branches(pool: _Pool) -> _Pool:
 
 
 def _round(pool: _Pool, geo: Geometry, *, as_solve: bool) -> tuple[_Pool, _Pool, _Pool]:
-    """One pass of singles over the newest branches: (all that are open after it, the new children among them, the
-    solved ones). Impossible ones are gone. The newest first is close to a search in depth.
+    """One pass of singles over the newest branches: (all branches open after it, the new children, the solved ones).
 
-    `as_solve` keeps to the order of `propagate`: naked singles to their end, then hidden ones by rows, columns and
-    boxes. How many guesses an impossible board costs depends on it. Otherwise all rules are applied at once.
+    Impossible branches are dropped. Taking the newest first is close to a depth-first search. `as_solve` keeps the
+    order of `propagate`, on which the guesses of an impossible board depend: naked singles until nothing changes, then
+    hidden ones by rows, columns and boxes. Otherwise all rules are applied at once.
     """
     everything, by_kind = _units(geo)
     pool, older = pool.take(slice(-WIDTH, None)), pool.take(slice(None, -WIDTH))
     changed, bad = _naked(pool.boards, geo)
     if as_solve:
-        going, pool = pool.take(np.flatnonzero(changed & ~bad)), pool.take(np.flatnonzero(~changed & ~bad))
-        older = older + going
+        unsettled, pool = pool.take(np.flatnonzero(changed & ~bad)), pool.take(np.flatnonzero(~changed & ~bad))
+        older = older + unsettled
         changed, bad = _hidden(pool.boards, by_kind, geo)
     else:
         placed, missing = _hidden(pool.boards, (everything,), geo)
         changed, bad = changed | placed, bad | missing
-    going, pool = pool.take(np.flatnonzero(changed & ~bad)), pool.take(np.flatnonzero(~changed & ~bad))
+    unsettled, pool = pool.take(np.flatnonzero(changed & ~bad)), pool.take(np.flatnonzero(~changed & ~bad))
     solved = ~_any_of(pool.boards & (pool.boards - ONE))
     children = _branches(pool.take(np.flatnonzero(~solved)))
-    return older + going + children, children, pool.take(np.flatnonzero(solved))
+    return older + unsettled + children, children, pool.take(np.flatnonzero(solved))
 
 
 def rate(questions: np.ndarray, geo: Geometry) -> Rated:
-    """Search N puzzles [N, C] to the end: solutions and guesses undone of each."""
+    """Search N puzzles [N, C] exhaustively: solutions and guesses undone of each."""
     count = len(questions)
     solutions, undone = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     pool = _opened(questions, np.arange(count), geo)
@@ -190,18 +190,18 @@ def rate(questions: np.ndarray, geo: Geometry) -> Rated:
         pool, children, solved = _round(pool, geo, as_solve=True)
         solutions += np.bincount(solved.owners, minlength=count)
         undone += np.bincount(children.owners, minlength=count)
-        np.subtract.at(undone, solved.owners, solved.depths)  # the guesses on the way to a solution stand
+        np.subtract.at(undone, solved.owners, solved.depths)  # guesses that lead to a solution are not undone
     return Rated(solutions, undone)
 
 
 def dig(answers: np.ndarray, order: np.ndarray, geo: Geometry) -> np.ndarray:
-    """Minimal puzzles of N solutions [N, C]: givens go in the order of `order` [N, C] where that leaves one solution.
+    """Minimal puzzles of N solutions [N, C]: remove givens in the order of `order` [N, C] while one solution is left.
 
-    Without a given the solution stays the only one if no other has another digit in that cell, which is searched for.
+    A given can be removed if the search finds no solution with another digit in its cell.
     """
     questions, count = answers.copy(), len(answers)
     bits = np.left_shift(ONE, answers.astype(np.uint16) - ONE)
-    at = np.zeros(count, dtype=np.int64)  # how far in its order each puzzle is
+    at = np.zeros(count, dtype=np.int64)  # position of each puzzle in its order
     ready = np.arange(count)
     pool = _opened(questions[:0], ready[:0], geo)
     while ready.size or pool.owners.size:

@@ -1,7 +1,7 @@
-"""Hard puzzles: minimal ones, none of whose givens can go, of at least a given difficulty (docs/data.md).
+"""Hard puzzles: minimal ones, none of whose givens can be removed, of at least a given difficulty (docs/data.md).
 
-Every puzzle has its own solution, drawn at random. Givens are taken away in random order; a solution whose puzzle
-is too easy gets a few further orders, then it is dropped. About one minimal 9x9 puzzle in six takes five guesses back.
+Every puzzle has its own solution, drawn at random. Givens are removed in random order; a solution whose puzzle is too
+easy is tried in a few more orders, then dropped. About one minimal 9x9 puzzle in six has five guesses undone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataset.workers import ordered_map
 from engine.distributed import keyed_numpy
 from engine.io import UsageError, progress
 
-# Solutions of one job, and how often givens are taken away from each.
+# Solutions per job, and orders of removal tried for each.
 SOLUTIONS, ORDERS = 256, 3
-# Jobs at most, and those without a puzzle after which the difficulty counts as out of reach.
+# Most jobs, and jobs without a puzzle after which the difficulty counts as out of reach.
 JOBS, FRUITLESS = 1 << 14, 12
 
 
@@ -45,7 +45,7 @@ def _make(job: tuple[int, int, str, int, int]) -> list[tuple[Puzzle, bytes]]:
 
 
 def _puzzles(seed: int, size: int, split: str, least: int, workers: int, taken: set[bytes]) -> Generator[Puzzle]:
-    """Puzzles of no class in `taken`, which grows."""
+    """Puzzles whose class is not in `taken`, to which it is added."""
     jobs = [(seed, size, split, least, number) for number in range(JOBS)]
     for number, puzzles in enumerate(ordered_map(_make, jobs, workers=workers), start=1):
         for puzzle, kind in puzzles:
@@ -61,11 +61,11 @@ def _puzzles(seed: int, size: int, split: str, least: int, workers: int, taken: 
 
 
 def minimal(seed: int, size: int, counts: dict[str, int], *, least: int, workers: int = 1) -> dict[str, list[Puzzle]]:
-    """So many puzzles of each split, of difficulty `least` or more; no two solutions are joined by a symmetry.
+    """Draw `counts` puzzles of each split, of difficulty `least` or more; no two solutions are symmetric.
 
     The same puzzles for any number of workers.
 
-    Raises: UsageError when no such puzzle turns up.
+    Raises: UsageError if no such puzzle is found.
     """
     taken: set[bytes] = set()
     out: dict[str, list[Puzzle]] = {}

@@ -19,9 +19,9 @@ from dataset.workers import ordered_map
 from engine.distributed import keyed_numpy
 from engine.io import UsageError, progress
 
-# Rows are checked in vectorised pieces; the public train file has 3.8 million.
+# Rows are checked in vectorised pieces; the public training file has 3.8 million.
 PIECE = 1 << 16
-# Puzzles of a split that are searched for a second solution: a hard one takes some 30 ms.
+# Puzzles of a split that are searched for a second solution: a hard one takes about 30 ms.
 SEARCHED = 1000
 CHUNK = 32
 ZEROS = str.maketrans(dict.fromkeys(BLANKS, "0"))
@@ -38,17 +38,17 @@ class Boards:
     answers: np.ndarray
     """uint8 [N, cells]"""
     ratings: np.ndarray
-    """int32 [N], the file's own difficulty, rounded down."""
+    """int32 [N], the file's difficulty, rounded down."""
     lines: np.ndarray
-    """int64 [N], where in the file they stand."""
+    """int64 [N], line numbers in the file."""
     rows_read: int = 0
     rated: bool = True
-    """Whether the file has ratings; all are 0 otherwise."""
+    """Whether the file has ratings; otherwise all are 0."""
     solved_here: bool = False
-    """The file gives no answers: they are the solver's, which proved that there is one each."""
+    """The file has no answers: they are the solver's, which proved that each puzzle has one."""
 
     def take(self, chosen: np.ndarray) -> Boards:
-        """The puzzles of these numbers, in that order."""
+        """The puzzles with these indices, in that order."""
         arrays = (self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.lines[chosen])
         return Boards(self.path, self.size, *arrays, self.rows_read, self.rated, self.solved_here)
 
@@ -69,11 +69,11 @@ class Boards:
         return {str(rating): count for rating, count in sorted(Counter(self.ratings.tolist()).items())}
 
     def solved(self) -> int:
-        """Puzzles without a blank, which ask for nothing."""
+        """Puzzles without a blank."""
         return int((self.questions > 0).all(axis=1).sum())
 
     def repeated(self) -> int:
-        """Puzzles that are in the file a second time, or more often."""
+        """Puzzles that repeat an earlier one of the file."""
         return len(self.questions) - len({row.tobytes() for row in self.questions})
 
 
@@ -113,7 +113,7 @@ def _rating(path: Path, row: Row) -> int:
     if row.rating is None:
         return 0
     try:
-        value = float(row.rating.replace(",", "."))  # a decimal comma is possible where ; separates
+        value = float(row.rating.replace(",", "."))  # a decimal comma is possible if ; is the separator
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -150,8 +150,9 @@ def _pieces(path: Path, rows: Iterator[Row], size: int | None) -> Iterator[tuple
 def read_csv(
     path: str | Path, *, size: int | None = None, min_difficulty: int = 0, workers: int = 1, flag: str = "--input"
 ) -> Boards:
-    """The puzzles of a file, given with `flag`, whose rating is at least `min_difficulty`. Missing answers are the
-    solver's.
+    """Read the puzzles of a file whose rating is at least `min_difficulty`; missing answers are solved for.
+
+    `flag`: that with which the file was given, for messages.
 
     Raises: UsageError naming file and line of the first row that is not a puzzle with its solution.
     """
@@ -161,7 +162,7 @@ def read_csv(
         raise UsageError(f"{path} has no ratings: leave --min-difficulty out")
     parts: list[tuple[np.ndarray, ...]] = []
     read = 0
-    side = size or 9  # what the first row settles, when `size` is None
+    side = size or 9  # set by the first row if `size` is None
     for side, piece in _pieces(path, rows, size):
         questions, answers = _check(path, piece, geometry(side))
         lines, ratings = np.array(piece.lines, dtype=np.int64), np.array(piece.ratings, dtype=np.int32)
@@ -206,9 +207,9 @@ def _solved(path: Path, questions: np.ndarray, lines: np.ndarray, geo: Geometry,
 
 
 def several_solutions(boards: Boards, *, seed: int, workers: int = 1) -> dict[str, Any]:
-    """How many puzzles have more than one solution, so that no skill finds the answer that counts.
+    """Count puzzles with more than one solution, whose expected answer cannot be inferred.
 
-    Looks at all puzzles, or at SEARCHED of them drawn by `seed`: {"searched", "found"}, and "first" (file:line).
+    Searches all puzzles, or SEARCHED of them drawn by `seed`: {"searched", "found"}, and "first" (file:line).
     """
     total = len(boards.questions)
     if boards.solved_here:

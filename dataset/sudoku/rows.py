@@ -1,11 +1,11 @@
-"""The rows of a Sudoku file, as people keep them: CSV of any separator with a header, or boards without one.
+"""Reads the rows of Sudoku files in common forms: CSV of any separator with a header, or boards without one.
 
     source,question,answer,rating        the public Sudoku-Extreme files
     puzzle,solution                      Kaggle; quizzes,solutions too; no rating
     4...3.......6..8....(81 in all)      a list: one board a line, with or without its solution; # begins a comment
 
-Separators are `,`, `;`, tab and `|`, in a list white space too. A byte order mark, spaces around cells, empty lines,
-Excel's `sep=` line and any line ending are read past.
+Separators are `,`, `;`, tab and `|`, in a list white space, too. A byte order mark, spaces around cells, empty lines
+and Excel's `sep=` line are skipped; any line ending is accepted.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ NAMES = {
     "answer": ("answer", "answers", "solution", "solutions"),
     "rating": ("rating", "ratings", "difficulty"),
 }
-"""What the columns are called, lower case; the first name that a header has counts."""
+"""Accepted names of the columns, in lower case; the first one in the header is used."""
 BOARD = frozenset(BLANKS + "123456789")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are in a row; None where the file does not have them."""
+    """Column indices; None for a column that the file does not have."""
 
     columns: int | None
-    """Cells of every row; None in a list, whose rows may differ."""
+    """Number of cells of every row; None in a list, whose rows may differ."""
     question: int
     answer: int | None
     rating: int | None
@@ -58,9 +58,9 @@ def is_board(cell: str) -> bool:
 
 
 def read_rows(path: Path, flag: str = "--input") -> tuple[Layout, Iterator[Row]]:
-    """The layout of a file, given with `flag`, and its rows, in order.
+    """The layout of a file and an iterator over its rows; `flag`: that with which it was given, for messages.
 
-    Raises: UsageError, at once or while the rows are walked, naming file and line.
+    Raises: UsageError naming file and line, at once or during iteration.
     """
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
@@ -79,7 +79,7 @@ def read_rows(path: Path, flag: str = "--input") -> tuple[Layout, Iterator[Row]]
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells without surrounding space) of every row that is neither empty nor a comment."""
+    """(line, stripped cells) of every row that is neither empty nor a comment."""
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
         separator, skip = _separator(stream)
         stream.seek(0)
@@ -104,7 +104,7 @@ def _table(path: Path, stream: IO[str], separator: str) -> Iterator[tuple[int, l
 
 
 def _separator(stream: IO[str]) -> tuple[str | None, int]:
-    """(separator, or None for white space; lines before the first row). Excel may name it in its own line."""
+    """(separator, or None for white space; number of the `sep=` line in which Excel may name it, else 0)."""
     for number in itertools.count(1):
         line = stream.readline(1 << 16)
         text = line.strip().strip("\ufeff")
@@ -114,7 +114,7 @@ def _separator(stream: IO[str]) -> tuple[str | None, int]:
             return text[4], number
         counts = {separator: line.count(separator) for separator in SEPARATORS}
         most = max(counts, key=lambda separator: counts[separator])
-        # A header of one column has no separator at all; boards and white space are in lists only.
+        # A line without a separator is split at white space, which only lists have.
         return (most if counts[most] or not line.strip() else None), 0
     raise AssertionError("unreachable")
 

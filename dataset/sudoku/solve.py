@@ -1,11 +1,10 @@
 """The exact solver: naked and hidden singles, then a search over the cell with the fewest candidates.
 
-Candidates are bit masks (bit d - 1 stands for digit d). The search takes the cell with the fewest candidates,
-the lowest index among equals, and tries its digits in ascending order, always to the end, so it proves
-uniqueness.
+Candidates are bit masks (bit d - 1 stands for digit d). The search takes the cell with the fewest candidates, the
+lowest index among equals, and tries all its digits in ascending order, so it proves uniqueness.
 
-Difficulty = guesses undone: tried digits below which no solution was found, nested ones counted each. The
-guesses that are in the solution are not counted, so a puzzle that singles alone solve has difficulty 0.
+Difficulty = guesses undone: tried digits that lead to no solution, each nested one counted. Guesses that are part of
+the solution are not counted, so a puzzle that singles alone solve has difficulty 0.
 """
 
 from __future__ import annotations
@@ -24,23 +23,22 @@ DIFFICULTY_RULE = (
 
 @dataclass(frozen=True)
 class Solved:
-    """What a search found: at most `limit` solutions (tuples of digits), and the guesses it took back."""
+    """The result of a search: at most `limit` solutions (tuples of digits), and the number of guesses undone."""
 
     solutions: list[tuple[int, ...]]
     guesses_undone: int
 
     @property
     def unique(self) -> bool:
-        """True when the search ended with exactly one solution (meaningful for limit >= 2)."""
+        """Whether the search found exactly one solution (meaningful for limit >= 2)."""
         return len(self.solutions) == 1
 
 
 def propagate(candidates: list[int], fresh: list[int], geo: Geometry) -> bool:
-    """Apply naked and hidden singles in place until nothing changes; False at a contradiction.
+    """Apply naked and hidden singles in place until nothing changes; False on a contradiction.
 
-    `fresh` lists the cells that have just become single. The result does not depend on their order: both
-    rules only ever remove candidates, and an impossible board ends with an empty cell or a digit without a
-    place.
+    `fresh` lists the cells that have just become single. The result does not depend on their order: both rules only
+    remove candidates, and an impossible board ends with an empty cell or a digit without a cell.
     """
     peers, full = geo.peers, geo.full
     while True:
@@ -69,8 +67,8 @@ def propagate(candidates: list[int], fresh: list[int], geo: Geometry) -> bool:
             for cell in unit:
                 left = candidates[cell]
                 hidden = left & ~twice
-                # Two digits left for this cell alone, and nothing else in it: the search finds that out. The ratings
-                # of published lists and of all sets so far are counted so.
+                # A cell whose only candidates are two digits without another cell is left to the search: the ratings
+                # of published lists and of all data sets so far are counted that way.
                 if hidden and hidden != left:
                     if hidden & (hidden - 1):
                         return False
@@ -81,7 +79,7 @@ def propagate(candidates: list[int], fresh: list[int], geo: Geometry) -> bool:
 
 
 def branch_cell(candidates: Sequence[int]) -> int:
-    """The open cell with the fewest candidates (lowest index among equals), or -1 when all are single."""
+    """The open cell with the fewest candidates (lowest index among equals), or -1 if all are single."""
     best, fewest = -1, 1 << 30
     for cell, left in enumerate(candidates):
         if left & (left - 1):
@@ -94,7 +92,7 @@ def branch_cell(candidates: Sequence[int]) -> int:
 
 
 def start(puzzle: Sequence[int], geo: Geometry) -> list[int] | None:
-    """The candidates after singles; None when the givens contradict each other."""
+    """The candidates after singles; None if the givens contradict each other."""
     candidates = [1 << (digit - 1) if digit else geo.full for digit in puzzle]
     fresh = [cell for cell, digit in enumerate(puzzle) if digit]
     return candidates if propagate(candidates, fresh, geo) else None
@@ -130,7 +128,7 @@ def solve(puzzle: Sequence[int], geo: Geometry, limit: int = 2) -> Solved:
 
 
 def random_solution(geo: Geometry, rng: np.random.Generator) -> list[int]:
-    """A completely filled board, drawn by the same search with the digits of each guess in random order."""
+    """A completely filled board, drawn by a search that tries the digits of each guess in random order."""
 
     def search(candidates: list[int]) -> list[int] | None:
         open_cells = [cell for cell, left in enumerate(candidates) if left & (left - 1)]

@@ -1,4 +1,4 @@
-"""From a corpus to a data set: workers encode pieces, one process writes them in order, complete or absent."""
+"""From a corpus to a data set: workers encode pieces, one process writes them in order, atomically."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from engine.io import (
 )
 
 BUILDER_VERSION = 1
-# What a text data set may consist of; a folder with anything else (nanoGPT keeps input.txt and prepare.py beside its
-# token files) is not ours to replace.
+# Files of a text data set. A folder with any other file is not replaced: nanoGPT keeps input.txt and prepare.py next to
+# its token files.
 OURS = {"train.bin", "val.bin", META, TOKENIZER, CARD, "meta.pkl"}
-# A subword tokenizer is trained on at most so much text: more does not change a vocabulary of these sizes.
+# Most text on which a subword tokenizer is trained: more does not change a vocabulary of these sizes.
 FIT_BYTES = 256 << 20
 MOST_REPEATED = 0.01
-"""Share of the held-out documents that may stand in the training split without a warning: headings, short answers."""
+"""Share of held-out documents that may occur in training without a warning: headings, short answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,31 +52,31 @@ class TextBuild:
     output_dir: Path
     inputs: tuple[Path, ...]
     source: str
-    """Where the text comes from, in words for the card."""
+    """Description of the text's origin, for the card."""
     published: tuple[str, ...] = ()
-    """sha256 of the files that `source` names; where others are read, the card records it."""
+    """sha256 of the files of `source`; if others are read, the card says so."""
     tokenizer: str = "bpe"
     vocab_size: int | None = None
     tokenizer_from: Path | None = None
-    """Data set whose tokenizer is used instead of a new one."""
+    """Data set whose tokenizer is used."""
     train_split: str | None = None
     val_split: str | None = None
     val_fraction: float = 0.1
     keys: tuple[str, ...] = ("text",)
     template: str = ""
-    """A document with `{field}` for each of the keys; empty: their values, one per line."""
+    """Template of a document with `{field}` for each key; empty: the values, one per line."""
     lines: bool = False
     """Each line of a plain text is a document."""
     seed: int = 1337
     workers: int | None = None
     overwrite: bool = False
     card: dict[str, Any] = field(default_factory=dict)
-    """Further lines of the card, such as stand_in."""
+    """Further entries of the card, such as stand_in."""
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Encodes pieces; a worker inherits it."""
+    """Encodes a piece; inherited by the workers."""
 
     tokenizer: Tokenizer
     documents: bool
@@ -87,7 +87,7 @@ class _Encoder:
         for text in texts:
             try:
                 encoded.append(self.tokenizer.encode(text))
-            except UsageError as error:  # a tokenizer of other data
+            except UsageError as error:  # a tokenizer fitted to other data
                 raise UsageError(f"{piece.path}: {error}") from None
             if self.documents and self.tokenizer.eot is not None:
                 encoded.append(np.array([self.tokenizer.eot], dtype=encoded[-1].dtype))
@@ -109,7 +109,7 @@ def _write(stream: BinaryIO, results: Iterator[tuple[np.ndarray, dict[str, int]]
     return total
 
 
-def _opened(path: Path) -> io.BufferedReader:
+def _open(path: Path) -> io.BufferedReader:
     try:
         return open_regular(path)
     except (OSError, Unreadable) as error:
@@ -119,7 +119,7 @@ def _opened(path: Path) -> io.BufferedReader:
 def content_hash(root: str | Path) -> str:
     """sha256 over split, type, length and bytes of both token files, and the tokenizer.
 
-    Equal hashes mean equal data, wherever and with however many workers they were built.
+    Equal hashes mean equal data, on whatever machine and with however many workers they were built.
     """
     root, digest = Path(root), hashlib.sha256()
     meta = read_meta(root)
@@ -127,7 +127,7 @@ def content_hash(root: str | Path) -> str:
         path = root / f"{split}.bin"
         if path.exists():
             digest.update(f"{split}/{meta.dtype.str}/{path.stat().st_size // meta.dtype.itemsize}\n".encode())
-            with _opened(path) as stream:
+            with _open(path) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     if (root / TOKENIZER).exists():
         try:
@@ -138,7 +138,7 @@ def content_hash(root: str | Path) -> str:
 
 
 def refuse_existing(root: Path, *, overwrite: bool) -> None:
-    """Raise UsageError when something is at `root` that the build may not replace."""
+    """Raise UsageError if something at `root` may not be replaced by the build."""
     if not root.exists():
         return
     if not root.is_dir():
@@ -176,7 +176,7 @@ def _tokenizer(plan: TextBuild, corpus: Corpus) -> Tokenizer:
 def build(plan: TextBuild) -> dict[str, Any]:
     """Build the data set of `plan` and return its card plus `seconds`. Workers never change the data.
 
-    Raises: UsageError on a plan, an input or an output folder that cannot be used; nothing is left behind.
+    Raises: UsageError for a plan, an input or an output folder that cannot be used; nothing is left behind.
     """
     began = time.perf_counter()
     with building(plan.output_dir) as root:
@@ -208,7 +208,7 @@ def build(plan: TextBuild) -> dict[str, Any]:
 
 def _encode(plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, split: str, folder: Path) -> dict[str, int]:
     pieces = corpus.train if split == "train" else corpus.val
-    tokenizer.encode("")  # load its tables once, before the workers are forked
+    tokenizer.encode("")  # loads its tables once, before the workers are forked
     workers = plan.workers or min(available_cores(), len(pieces))
     results = ordered_map(_Encoder(tokenizer, corpus.documents), pieces, workers=workers)
     with open(folder / f"{split}.bin", "wb") as stream:
@@ -219,19 +219,19 @@ def _encode(plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, split: str, f
 
 
 def _repeated(corpus: Corpus) -> int:
-    """Held-out documents that stand in the training split, too, word for word."""
+    """Count held-out documents that also occur in the training split, word for word."""
 
-    def marks(pieces: Sequence[Piece]) -> Iterator[bytes]:
+    def hashes(pieces: Sequence[Piece]) -> Iterator[bytes]:
         return (hashlib.blake2b(text.encode(), digest_size=8).digest() for piece in pieces for text in piece.texts())
 
-    held = Counter(marks(corpus.val))
-    return sum(held[mark] for mark in {mark for mark in marks(corpus.train) if mark in held})
+    held = Counter(hashes(corpus.val))
+    return sum(held[digest] for digest in {digest for digest in hashes(corpus.train) if digest in held})
 
 
 def _finish(
     plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, counts: dict[str, dict[str, int]], folder: Path
 ) -> dict[str, Any]:
-    """Write meta, tokenizer and card beside the token files; returns the card."""
+    """Write meta, tokenizer and card next to the token files; returns the card."""
     kind = str(width(tokenizer.vocab_size).newbyteorder("=").name)
     meta = {
         "format": "loopforge-text",
@@ -246,7 +246,7 @@ def _finish(
         meta["bytes"] = {split: counts[split]["bytes"] for split in SPLITS}
     write_json(folder / META, meta)
     write_json(folder / TOKENIZER, tokenizer.state(), indent=None)
-    load_tokenizer(folder)  # what is renamed into place can be loaded
+    load_tokenizer(folder)  # before the folder is renamed into place: it can be loaded
     ratio = {split: round(counts[split]["bytes"] / counts[split]["tokens"], 4) for split in SPLITS}
     split = {"rule": corpus.rule}
     if plan.train_split or plan.val_split:
@@ -289,7 +289,7 @@ def _hash_once(root: Path, stamp: tuple[tuple[int, int], ...]) -> str:
 
 
 def describe_text(root: str | Path) -> dict[str, Any]:
-    """The card of a text data set with its `path`; `modified: true` where the files changed since.
+    """The card of a text data set with its `path`, and `modified: true` if the files have changed since.
 
     A data set without a card (made by nanoGPT's prepare.py) gets one: source `unknown`, counts and content hash.
 

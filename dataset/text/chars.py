@@ -1,4 +1,4 @@
-"""Tokenizers that need no library: characters, bytes, classes of characters."""
+"""Tokenizers without a library: characters, bytes, character classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.io import UsageError
 
 
 def code_points(text: str) -> np.ndarray:
-    """uint32 [N]: one number per character."""
+    """The code point of each character; uint32 [N]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
@@ -30,7 +30,7 @@ class Char(Tokenizer):
         if len(set(self.chars)) != len(self.chars):
             raise UsageError("a vocabulary of characters contains one of them twice")
         codes = np.array([ord(char) for char in self.chars], dtype=np.int64)
-        self._table = np.full(int(codes.max(initial=0)) + 2, -1, dtype=np.int32)  # the last row: beyond all known
+        self._table = np.full(int(codes.max(initial=0)) + 2, -1, dtype=np.int32)  # last row: any larger code point
         self._table[codes] = np.arange(len(codes))
 
     @classmethod
@@ -61,7 +61,7 @@ class Char(Tokenizer):
 
 
 class Byte(Tokenizer):
-    """The bytes of UTF-8; 256 is the end of a document where the corpus has documents."""
+    """The bytes of UTF-8; 256 is the end-of-document token if the corpus has documents."""
 
     kind = "byte"
 
@@ -90,7 +90,7 @@ class Byte(Tokenizer):
         return EOT_TEXT.join(texts)
 
 
-# name -> the character that a class is written as when decoded
+# class -> the character to which it is decoded
 CLASSES = {
     "newline": "\n",
     "space": " ",
@@ -105,7 +105,7 @@ CLASSES = {
 
 
 def char_class(char: str) -> int:
-    """The class of a character, an index into CLASSES; an accented letter has the class of its base letter."""
+    """The class of a character as an index into CLASSES; an accented letter has the class of its base letter."""
     names = list(CLASSES)
     if char == "\n":
         return names.index("newline")
@@ -121,7 +121,7 @@ def char_class(char: str) -> int:
 
 
 class CharClass(Tokenizer):
-    """One token per character, its class: a second stream aligned with `char` for multicontext training."""
+    """One token per character, its class: a stream that is aligned with `char`, for multicontext training."""
 
     kind = "char_class"
     lossless: ClassVar[bool] = False
@@ -147,5 +147,5 @@ class CharClass(Tokenizer):
         return classes[where]
 
     def _decode(self, ids: np.ndarray) -> str:
-        signs = [*CLASSES.values(), EOT_TEXT]
-        return "".join(signs[id] for id in ids.tolist())
+        texts = [*CLASSES.values(), EOT_TEXT]
+        return "".join(texts[id] for id in ids.tolist())

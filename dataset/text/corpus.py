@@ -1,8 +1,7 @@
-"""Corpora on disk as lists of pieces: byte ranges of about a megabyte that workers read by themselves.
+"""Corpora on disk as lists of pieces: byte ranges of about a megabyte, each read by a worker.
 
-Pieces depend on the files alone, so any number of workers makes the same tokens, and nothing holds a whole corpus.
-Plain text is one stream over all its files, or a document a line where that is asked for; a JSONL file holds one
-document per line.
+Pieces depend on the files alone, so any number of workers gives the same tokens, and no process holds a whole corpus.
+Plain text is one stream over all its files or, on request, a document per line; a JSONL file has a document per line.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from engine.io import UsageError, did_you_mean
 
 PIECE = 1 << 20
 WINDOW = 1 << 16
-# A place where no published pre-tokenizer joins what stands before to what comes after: a space behind a visible sign.
+# A cut between a visible character and a space, which no published pre-tokenizer joins into one word.
 CUT = re.compile(rb"[!-~] ")
-# JSON can spell half of a character that UTF-16 writes in two parts; text cannot.
+# JSON escapes can spell a lone surrogate, which UTF-8 text cannot have.
 HALF = re.compile("[\ud800-\udfff]")
 FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template."""
@@ -32,19 +31,19 @@ FIELD = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes [low, high) of a file; of a JSONL file the documents among them that belong to the split."""
+    """Bytes [low, high) of a file; for a JSONL file, the documents of the split in that range."""
 
     path: Path
     low: int
     high: int
     keys: tuple[str, ...] | None = None
-    """None: plain text. Else the fields whose values make up a document; none: each line is one as it stands."""
+    """None: plain text. Else the fields whose values are a document; empty: each line is a document as it is."""
     taken: np.ndarray | None = None
     """bool [documents in the piece]; None takes all."""
     array: bool = False
     """The documents are the items of one JSON array, not lines."""
     template: str = ""
-    """A document with `{field}` in the place of each value; empty: the values, one per line."""
+    """Template of a document with `{field}` for each value; empty: the values, one per line."""
 
     def texts(self) -> list[str]:
         """The text of the piece, or its documents. Raises: UsageError naming the file."""
@@ -61,7 +60,7 @@ class Piece:
             return [
                 self._document(record, at) for at, record in self._chosen([*enumerate(read_array(self.path, text))])
             ]
-        # as bytes.strip counts them
+        # blank as in bytes.strip, by which `_json_pieces` counts documents
         lines = self._chosen([(at, line) for at, line in enumerate(text.split("\n")) if line.strip(" \t\r\f\v")])
         if not self.keys:
             return [line.strip() for _, line in lines]
@@ -73,7 +72,7 @@ class Piece:
         return [document for document, taken in zip(documents, self.taken, strict=True) if taken]
 
     def _place(self, at: int) -> str:
-        """The file with the line, or the document of an array, that is number `at` of this piece."""
+        """The file, with the number of line `at` of this piece (or of the document, in an array), for messages."""
         if self.array:
             return f"{self.path}: document {at + 1}"
         with open(self.path, "rb") as stream:
@@ -84,12 +83,12 @@ class Piece:
         try:
             return parse(line)
         except ValueError as error:
-            why = getattr(error, "msg", error)  # its own "line 1" is not the file's
+            why = getattr(error, "msg", error)  # without its "line 1", which is not the file's
             raise UsageError(f"{self._place(at)} is not JSONL: {why} in {line[:60]!r}") from None
 
     def _document(self, record: Any, at: int) -> str:
         if isinstance(record, str):
-            return self._whole(record, at)
+            return self._checked(record, at)
         values = []
         for key in self.keys or ():
             value = record.get(key) if isinstance(record, dict) else None
@@ -103,10 +102,11 @@ class Piece:
                 raise UsageError(f"{self._place(at)} is a document without text under {key!r} (--json-key): {have}")
             values.append(value)
         if self.template:
-            return self._whole(fill(self.template, dict(zip(self.keys or (), values, strict=True))), at)
-        return self._whole("\n".join(values), at)
+            return self._checked(fill(self.template, dict(zip(self.keys or (), values, strict=True))), at)
+        return self._checked("\n".join(values), at)
 
-    def _whole(self, text: str, at: int) -> str:
+    def _checked(self, text: str, at: int) -> str:
+        """`text`. Raises: UsageError if it has a lone surrogate."""
         if not text.isascii() and (half := HALF.search(text)):
             around = ascii(text[max(0, half.start() - 20) : half.end()])
             raise UsageError(
@@ -117,18 +117,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pieces of both splits and how they were separated."""
+    """The pieces of both splits and the rule of the split."""
 
     train: list[Piece]
     val: list[Piece]
     documents: bool
-    """Whether the end of each document is marked by a token."""
+    """Whether a token marks the end of each document."""
     rule: str
     files: list[Path]
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with each `{field}` replaced by its value; braces within values stay."""
+    """`template` with each `{field}` replaced by its value; braces in values are kept."""
     return FIELD.sub(lambda match: values[match[1]], template)
 
 
@@ -142,9 +142,9 @@ def read_corpus(
     template: str = "",
     lines: bool = False,
 ) -> Corpus:
-    """The corpus of these files; `lines`: each line of a plain text that is not blank is a document.
+    """Read the corpus of files; `lines`: each non-blank line of a plain text is a document.
 
-    Raises: UsageError on files that do not go together or hold nothing, and for a template of other fields than `keys`.
+    Raises: UsageError for files of different forms or without content, and if `template` has other fields than `keys`.
     """
     if template and (fields := tuple(FIELD.findall(template))) != keys:
         raise UsageError(
@@ -167,7 +167,8 @@ def read_corpus(
         first = [piece for path in train for piece in _json_pieces(path, forms[path], keys, template)]
         second = [piece for path in val for piece in _json_pieces(path, forms[path], keys, template)]
         if val:
-            return Corpus(_bare(first), _bare(second), True, "that of the files", files)
+            training, validation = ([piece for piece, _ in pieces] for pieces in (first, second))
+            return Corpus(training, validation, True, "that of the files", files)
         left, right = _split_pieces(first, val_fraction, seed)
         return Corpus(left, right, True, f"{share} of the documents, drawn with the seed", files)
     spans = [(path, forms[path][1], path.stat().st_size) for path in train]
@@ -194,12 +195,12 @@ def _blocks(span: Span) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _starts(block: np.ndarray) -> np.ndarray:
-    """Which bytes begin a character."""
+    """Mask of the bytes that begin a character of UTF-8."""
     return (block & 0xC0) != 0x80
 
 
 def _cut_spans(spans: list[Span], val_fraction: float) -> tuple[list[Span], list[Span]]:
-    """Cut where int(characters x (1 - fraction)) characters have passed: nanoGPT's rule, to the character."""
+    """Cut after int(characters x (1 - fraction)) characters, exactly as nanoGPT does."""
     total = sum(int(_starts(block).sum()) for span in spans for _, block in _blocks(span))
     left = int(total * (1 - val_fraction))
     for number, span in enumerate(spans):
@@ -223,7 +224,7 @@ def _text_pieces(spans: list[Span]) -> list[Piece]:
                 stream.seek(low + PIECE)
                 window = stream.read(WINDOW)
                 match = CUT.search(window)
-                # without a space near (other scripts), between two characters
+                # without a space nearby (other scripts), cut between two characters
                 at = match.start() + 1 if match else int(np.argmax(_starts(np.frombuffer(window, dtype=np.uint8))))
                 pieces.append(Piece(path, low, low + PIECE + at))
                 low += PIECE + at
@@ -232,7 +233,7 @@ def _text_pieces(spans: list[Span]) -> list[Piece]:
 
 
 def _json_pieces(path: Path, form: tuple[Form, int], keys: tuple[str, ...], template: str) -> list[tuple[Piece, int]]:
-    """Pieces that end with a line (an array is one piece), and the number of documents in each."""
+    """Pieces that end at the end of a line (an array is one piece), and the number of documents in each."""
     kind, begin = form
     if kind == "array":
         size = path.stat().st_size
@@ -265,15 +266,11 @@ def read_array(path: Path, text: str | bytes) -> list[Any]:
     return items
 
 
-def _bare(pieces: list[tuple[Piece, int]]) -> list[Piece]:
-    return [piece for piece, _ in pieces]
-
-
 def _split_pieces(pieces: list[tuple[Piece, int]], val_fraction: float, seed: int) -> tuple[list[Piece], list[Piece]]:
     total = sum(count for _, count in pieces)
     if total < 2:
         for piece, _ in pieces:
-            piece.texts()  # what is wrong with the only document comes first: it may be an object that holds them all
+            piece.texts()  # report an error in the only document first: it may be an object that holds them all
         where = f"{pieces[0][0].path} holds" if len(pieces) == 1 else "--input holds"
         raise UsageError(f"{where} {total} document(s): nothing can be held out for validation")
     held = np.zeros(total, dtype=bool)
@@ -290,7 +287,7 @@ def _split_pieces(pieces: list[tuple[Piece, int]], val_fraction: float, seed: in
 
 
 def sample_texts(pieces: Sequence[Piece], most_bytes: int) -> Iterator[str]:
-    """Texts for fitting a tokenizer: all of them, or evenly spaced pieces of about `most_bytes` together."""
+    """Texts for fitting a tokenizer: all, or evenly spaced pieces of about `most_bytes` in total."""
     step = max(1, -(-sum(piece.high - piece.low for piece in pieces) // most_bytes))
     for piece in pieces[::step]:
         yield from piece.texts()

@@ -1,4 +1,4 @@
-"""What a file of --input is: plain text, a document a line, a JSON array of documents; all else is refused by name."""
+"""Recognises the form of an input file: plain text, a document per line, a JSON array; refuses others by name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Form = Literal["text", "lines", "array"]
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".jl")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".raw", ".tokens")
 DOCUMENTS = (*JSON_SUFFIXES, ".json")
-AS_IT_IS = ".raw"
-"""Text that is taken as it is."""
+RAW = ".raw"
+"""Suffix of plain text that is used as it is, even if it looks like JSON."""
 FOREIGN_SUFFIXES = (
     ".gz",
     ".bz2",
@@ -66,14 +66,14 @@ OTHER_MARKS = {
 }
 HEAD = 1 << 16
 WHOLE = 1 << 26
-"""A file of plain text that begins like JSON is parsed up to this size, to be sure."""
+"""Largest plain text file that is parsed as a whole because it begins like JSON."""
 
 
 def form_of(path: Path) -> tuple[Form, int]:
-    """How to read a file, and the byte at which its content begins (after a mark of UTF-8).
+    """The form of a file, and the byte at which its content begins (after a UTF-8 byte order mark).
 
-    Raises: UsageError for an empty file, another encoding than UTF-8, a format that is not text, or JSON under the name
-    of a plain text.
+    Raises: UsageError for an empty file, an encoding other than UTF-8, a format that is not text, or JSON in a file
+    named as plain text.
     """
     with open(path, "rb") as stream:
         head = stream.read(HEAD)
@@ -96,20 +96,20 @@ def form_of(path: Path) -> tuple[Form, int]:
         if suffix not in JSON_SUFFIXES and not isinstance(_json(first), dict | str):
             raise UsageError(f"{path} holds no JSON array of documents, and no document a line (.jsonl)")
         return "lines", begin
-    if suffix != AS_IT_IS and _is_json(path, begin, first):
+    if suffix != RAW and _is_json(path, begin, first):
         raise UsageError(
             f"{path} holds JSON, not plain text: name it .jsonl (a document a line) or .json (an array of documents) "
-            f"to read its documents, {AS_IT_IS} to train on the JSON itself"
+            f"to read its documents, {RAW} to train on the JSON itself"
         )
     return "text", begin
 
 
 def mark_of(path: Path, head: bytes) -> int:
-    """Length of the mark of UTF-8 at the beginning of a file. Raises: UsageError for UTF-16 and UTF-32."""
+    """Length of the UTF-8 byte order mark at the start of a file. Raises: UsageError for UTF-16 and UTF-32."""
     for mark, name in OTHER_MARKS.items():
         if head.startswith(mark):
             raise _other_encoding(path, name)
-    if len(head) >= 4 and head.count(0) > len(head) // 5:  # without a mark; every other byte of Latin text is zero
+    if len(head) >= 4 and head.count(0) > len(head) // 5:  # no mark, but every other byte of Latin text is zero
         raise _other_encoding(path, "UTF-16 (or no text at all)")
     return len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
 
@@ -119,7 +119,7 @@ def _other_encoding(path: Path, name: str) -> UsageError:
 
 
 def read_text(path: Path) -> str:
-    """A whole file of text, without a mark of UTF-8. Raises: UsageError for another encoding or no file, OSError."""
+    """Read a text file without its byte order mark. Raises: UsageError for another encoding or no file, OSError."""
     try:
         data = read_bytes(path)
     except Unreadable as error:
@@ -132,7 +132,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str | bytes) -> Any:
-    """A JSON value. Raises: ValueError, also for one that is nested too deep."""
+    """Parse a JSON value. Raises: ValueError, also if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -147,7 +147,7 @@ def _json(text: bytes) -> Any:
 
 
 def _is_json(path: Path, begin: int, first: bytes) -> bool:
-    """Whether a file named as plain text holds JSON documents: lines of objects, or one value that is all of it."""
+    """Whether a file named as plain text holds JSON documents: lines of objects, or a single value."""
     start = first.lstrip()
     if isinstance(_json(first), dict):
         return True

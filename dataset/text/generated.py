@@ -1,7 +1,7 @@
-"""Corpora that are always there: the standard library's sources and docstrings, and arithmetic word problems.
+"""Corpora without a download: the standard library's sources and docstrings, arithmetic word problems, copies, pets.
 
-They stand in for public corpora where those cannot be had (dataset/text/named.py lists them). Every function writes
-files into an empty folder and returns the text for the card; the same Python writes the same bytes.
+Some stand in for public corpora that are not available (see dataset/text/named.py). Every function writes files into an
+empty folder and returns entries for the card; the same Python version writes the same bytes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PRINTABLE = (string.ascii_letters + string.digits + string.punctuation + " \t\n"
 def stdlib_files() -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the standard library's plain ASCII sources, in the order of the sha256 of their names.
 
-    That order mixes the packages, so that a size limit or a held-out tail does not mean one corner of the alphabet.
+    That order mixes the packages, so that a size limit or a held-out tail does not select by the alphabet.
     """
     root = Path(sysconfig.get_path("stdlib"))
     names = []
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
         known = relative.parts[0].removesuffix(".py") in sys.stdlib_module_names
-        # _sysconfigdata… is written by the machine that compiled Python
+        # _sysconfigdata… depends on the machine that compiled Python
         if known and not LEFT_OUT & set(relative.parts) and not relative.name.startswith("_sysconfigdata"):
             names.append(relative.as_posix())
     for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
@@ -51,7 +51,7 @@ def stdlib_files() -> Iterator[tuple[str, bytes]]:
 
 
 def stdlib_sources(folder: Path) -> dict[str, Any]:
-    """One text of whole files, about 1.2 MB."""
+    """Write one text of whole source files, about 1.2 MB."""
     size, count = 0, 0
     with open(folder / "input.txt", "wb") as out:
         for _, data in stdlib_files():
@@ -62,15 +62,15 @@ def stdlib_sources(folder: Path) -> dict[str, Any]:
 
 
 def stdlib_docstrings(folder: Path) -> dict[str, Any]:
-    """The prose of the standard library: docstrings of modules, classes and functions, each under its name."""
+    """Write the docstrings of the standard library's modules, classes and functions, each below its name."""
     texts = []
     for name, data in stdlib_files():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about escapes in other people's strings
+                warnings.simplefilter("ignore")  # invalid escapes in other people's strings
                 tree = ast.parse(data)
         except SyntaxError:
-            continue  # templates that are not sources, though named so
+            continue  # templates named .py
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)
@@ -89,7 +89,7 @@ TRAIN_PROBLEMS, TEST_PROBLEMS = 7473, 1319
 
 
 def word_problem(random: np.random.Generator) -> dict[str, str]:
-    """A problem of two to four steps in GSM8K's layout: calculator marks, the result behind `####`."""
+    """A problem of two to four steps in GSM8K's format: calculator annotations, the result after `####`."""
     who, other = random.choice(NAMES, 2, replace=False)
     thing = random.choice(THINGS)
     have = int(random.integers(4, 60))
@@ -120,7 +120,7 @@ def word_problem(random: np.random.Generator) -> dict[str, str]:
 
 
 def arithmetic(folder: Path) -> dict[str, Any]:
-    """As many word problems as GSM8K has, no question of the test split among the training ones."""
+    """Write as many word problems as GSM8K has; no test question is a training question."""
     seen: set[str] = set()
     for split, count in (("train", TRAIN_PROBLEMS), ("test", TEST_PROBLEMS)):
         random = keyed_numpy(0, f"text/arithmetic/{split}")
@@ -139,9 +139,9 @@ TRAIN_COPIES, VALID_COPIES = 20_000, 1_024
 
 
 def pairings(count: int) -> list[list[int]]:
-    """count - 1 permutations of `count` (even) things, each its own inverse, no two of which agree anywhere.
+    """count - 1 permutations of `count` (even) items, each its own inverse, no two of which agree anywhere.
 
-    They are the rounds of a tournament: in round r the last one meets r, and r + i meets r - i.
+    They are the rounds of a round-robin tournament: in round r the last item meets r, and r + i meets r - i.
     """
     rounds = []
     for r in range(count - 1):
@@ -154,10 +154,10 @@ def pairings(count: int) -> list[list[int]]:
 
 
 def copies(folder: Path, *, permuted: bool = False) -> dict[str, Any]:
-    """Lines of 32 random letters and their copy; permuted: each copy under one of seven permutations that is not given.
+    """Write lines of 32 random letters and their copy; `permuted`: under one of seven permutations, which is not given.
 
-    The permutations have no letter's image in common, so who does not know a line's own is right once in seven times.
-    Line i has the same first half in both corpora.
+    No two permutations map a letter to the same one, so a guess that ignores a line's permutation is right once in
+    seven times. Line i has the same first half in both corpora.
     """
     rounds = pairings(len(LETTERS))
     for split, count in (("train", TRAIN_COPIES), ("valid", VALID_COPIES)):

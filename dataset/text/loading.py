@@ -1,4 +1,4 @@
-"""The data of a train.py run: folders checked or built, training batches, and what to evaluate on."""
+"""The data of a train.py run: checks or builds the folders, and opens training and evaluation batches."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from dataset.text.stream import TokenStream
 from engine.io import UsageError, user_path
 
 Split = Literal["train", "val"]
-# One forward pass of an evaluation takes up to so many tokens, and as many logits: small models are held up by calls.
+# Most tokens and logits of one forward pass of an evaluation: batches are merged, as calls dominate in small models.
 PASS_TOKENS, PASS_LOGITS = 1 << 13, 1 << 26
 
 
 @dataclass(kw_only=True)
 class HeldOut:
-    """One data set's evaluation: batches of a split, and what turns nats into bits per byte."""
+    """One data set's evaluation: batches of a split, and the figures that convert nats to bits per byte."""
 
     name: str
     split: Split
     batches: EvalBatches
     bytes_per_token: float | None = None
     eot: int | None = None
-    """Token that ends a document: no bytes of text stand for it, so bits per byte leave its nats out."""
+    """End-of-document token: it has no bytes of text, so its nats do not count for bits per byte."""
     stream: int | None = None
-    """Which of the model's vocabularies it uses, where each data set has its own."""
+    """Index of its vocabulary in the model, if each data set has its own."""
 
 
 @dataclass(kw_only=True)
 class OpenedText:
-    """What `open_text` gives: K data sets, or K aligned streams."""
+    """The result of `open_text`: K data sets, or K aligned streams."""
 
     folders: list[Path]
     vocab_sizes: tuple[int, ...]
-    """One size for each vocabulary of the model."""
+    """The size of each vocabulary of the model."""
     batches: TrainBatches
     held_out: list[HeldOut]
     weights: list[float] = field(default_factory=lambda: [1.0])
-    """Share of training that each data set has on average."""
+    """Average share of training of each data set."""
     cards: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def covers(self) -> str:
-        """What a validation loss is taken over."""
+        """Description of the data of a validation loss."""
         entries = [entry for entry in self.held_out if entry.split == "val"]
         several = len(entries) > 1
         return ", ".join(entry.batches.covers + (f" of {entry.name}" if several else "") for entry in entries)
 
 
 def folder_of(name: str) -> Path:
-    """`data/<name>`; a name that is a path stays one (a leading data/ or ./data/ included), `~` is the home folder."""
+    """`data/<name>`; a path (also one with a leading data/ or ./data/) is kept, with `~` expanded."""
     return user_path(name) if "/" in name or name.startswith("~") else Path("data") / name
 
 
 def ensure_data(config: Any) -> list[dict[str, Any]]:
-    """Cards of the data sets that a `TrainConfig` names; a missing one is built, or stood in for, which is printed.
+    """Cards of the data sets of a `TrainConfig`; a missing one, or its stand-in, is built, which is printed.
 
-    Raises: UsageError for data that cannot be had, naming the folder and the command that builds it.
+    Raises: UsageError for data that are not available, naming the folder and the command that builds it.
     """
     folders = [folder_of(name) for name in dict.fromkeys(_names(config))]
     for folder in folders if config.from_file else ():
@@ -77,25 +77,25 @@ def ensure_data(config: Any) -> list[dict[str, Any]]:
 
 
 def dataset_folders(config: Any) -> list[Path]:
-    """Folders of the data that a `TrainConfig` names, in the order of the model's vocabularies or streams."""
+    """Folders of the data sets of a `TrainConfig`, in the order of the model's vocabularies or streams."""
     return [folder_of(name) for name in _names(config)]
 
 
 def _names(config: Any) -> list[str]:
-    """Aligned streams as listed; a mixture's data sets once each, however often they are listed."""
+    """Aligned streams as listed; the data sets of a mixture without repeats."""
     if config.training_mode == "multicontext":
         return list(config.multicontext_datasets)
     return list(dict.fromkeys(_listed(config))) if config.training_mode == "multidataset" else [config.dataset]
 
 
 def _listed(config: Any) -> list[str]:
-    """The items of dataset_list; two ways to write one folder (`a`, `data/a`) are the first of them."""
+    """The items of dataset_list; spellings of the same folder (`a`, `data/a`) become the first of them."""
     first: dict[str, str] = {}
     return [first.setdefault(os.path.realpath(folder_of(name)), name) for name in config.dataset_list]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """What metrics and samples call data sets: the folder's name, with its parent's where two are called the same."""
+    """Names of data sets in metrics and samples: the folder's name, with its parent's if two have the same."""
     names = [folder.name for folder in folders]
     for depth in range(2, max((len(folder.absolute().parts) for folder in folders), default=0)):
         twice = {name for name in names if names.count(name) > 1}
@@ -107,14 +107,14 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
-    """Open what a `TrainConfig` names, for a global batch of `rows` sequences of `block_size` tokens.
+    """Open the data sets of a `TrainConfig`, for a global batch of `rows` sequences of `block_size` tokens.
 
-    Raises: UsageError for data that cannot be had or do not fit together, naming the folder.
+    Raises: UsageError for data that are not available or do not fit together, naming the folder.
     """
     mode, order = config.training_mode, _names(config)
     cards = ensure_data(config)
-    called = short_names([folder_of(name) for name in order])
-    train = [TokenStream(folder_of(name), "train", name=short) for name, short in zip(order, called, strict=True)]
+    titles = short_names([folder_of(name) for name in order])
+    train = [TokenStream(folder_of(name), "train", name=title) for name, title in zip(order, titles, strict=True)]
     contexts = mode == "multicontext"
     mixture = None
     if mode == "multidataset":
@@ -138,24 +138,24 @@ def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
         contexts=contexts,
         align=config.multicontext_align,
     )
-    own = contexts or config.multidataset_wte
+    separate = contexts or config.multidataset_wte
     sizes = [stream.meta.vocab_size for stream in train]
     return OpenedText(
         folders=[stream.root for stream in train],
-        vocab_sizes=tuple(sizes) if own else (max(sizes),),
+        vocab_sizes=tuple(sizes) if separate else (max(sizes),),
         batches=batches,
-        held_out=_held_out(config, order, called, block_size, contexts),
+        held_out=_held_out(config, order, titles, block_size, contexts),
         weights=mixture.probabilities(config.max_iters // 2).tolist() if mixture else [1.0],
         cards=cards,
     )
 
 
 def _held_out(
-    config: Any, names: Sequence[str], called: Sequence[str], block_size: int, contexts: bool
+    config: Any, names: Sequence[str], titles: Sequence[str], block_size: int, contexts: bool
 ) -> list[HeldOut]:
-    """Validation split of every data set, then (eval_train) as much of the training split."""
+    """The validation split of every data set, then (eval_train) as much of the training split."""
     groups = [names] if contexts else [[name] for name in names]
-    titles = ["+".join(called)] if contexts else called
+    titles = ["+".join(titles)] if contexts else titles
     entries = []
     for number, (group, title) in enumerate(zip(groups, titles, strict=True)):
         validation = _batches(config, group, "val", block_size, contexts, windows=None)
@@ -170,7 +170,7 @@ def _held_out(
 def _batches(
     config: Any, group: Sequence[str], split: Split, block_size: int, contexts: bool, *, windows: int | None
 ) -> EvalBatches:
-    """At most eval_iters batches of batch_size rows (and `windows` rows), several of them in one forward pass."""
+    """At most eval_iters batches of batch_size rows (and at most `windows` rows), several merged into one pass."""
     streams = [TokenStream(folder_of(name), split) for name in group]
     tokens = config.batch_size * block_size
     logits = tokens * max(stream.meta.vocab_size for stream in streams)

@@ -1,9 +1,9 @@
-"""meta.json of a text data set, and the folders of nanoGPT and its descendants (meta.pkl, or none at all).
+"""meta.json of a text data set, and the folders of nanoGPT and its descendants (meta.pkl, or no meta file).
 
 <root>/{train,val}.bin   token ids without a header, little-endian, uint16 or uint32
 <root>/meta.json         vocab_size, dtype, eot, tokenizer (its name), tokens and bytes per split
-<root>/tokenizer.json    what dataset.text.tokenizer.from_state takes
-<root>/card.json         where the data come from, counts, content hash
+<root>/tokenizer.json    the state for dataset.text.tokenizer.from_state
+<root>/card.json         origin of the data, counts, content hash
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from engine.io import Unreadable, UsageError, read_bytes, read_object, reason_of
 
 SPLITS = ("train", "val")
 META, TOKENIZER = "meta.json", "tokenizer.json"
-MOST_WORDS = 1 << 24
-"""A vocabulary beyond this is a slip or an attack: the embedding of as many words takes gigabytes."""
+LARGEST_VOCAB = 1 << 24
+"""A larger vocabulary is an error or an attack: its embedding would take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextMeta:
-    """What one needs to know to read token files."""
+    """How to read the token files of a data set."""
 
     vocab_size: int
     dtype: np.dtype
     tokenizer: str
-    """Name of the tokenizer; `unknown` where an old meta.pkl describes none of ours."""
+    """Name of the tokenizer; `unknown` if an old meta.pkl describes none of ours."""
     eot: int | None = None
     bytes_per_token: dict[str, float] | None = None
-    """Per split: bytes of text / tokens. None where nobody counted."""
+    """Bytes of text / tokens per split. None if they were not counted."""
     tokens: dict[str, int] | None = None
-    """Per split, as our builder counted them."""
+    """Number of tokens per split, if our builder counted them."""
     state: dict[str, Any] | None = None
-    """State of the tokenizer that an old meta.pkl holds; ours is in tokenizer.json."""
+    """State of the tokenizer in an old meta.pkl; ours is in tokenizer.json."""
 
 
 class _Refused(pickle.UnpicklingError):
@@ -49,7 +49,7 @@ class _Refused(pickle.UnpicklingError):
 
 
 class _Plain(pickle.Unpickler):
-    """Unpickles dicts, lists, strings and numbers; whatever asks for a class or a function is refused."""
+    """Unpickles dicts, lists, strings and numbers; a pickle that refers to a class or a function is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise _Refused(f"it asks for {module}.{name}, plain values only are read (it may run code: do not trust it)")
@@ -66,7 +66,7 @@ def _whole(path: Path, key: str, value: Any, least: int, most: int) -> int:
 
 def _ours(path: Path) -> TextMeta:
     raw = read_object(path)
-    size, kind = _whole(path, "vocab_size", raw.get("vocab_size"), 1, MOST_WORDS), raw.get("dtype")
+    size, kind = _whole(path, "vocab_size", raw.get("vocab_size"), 1, LARGEST_VOCAB), raw.get("dtype")
     if kind not in ("uint16", "uint32"):
         raise UsageError(f"{path}: dtype must be uint16 or uint32, got {kind!r:.60}")
     eot, name = raw.get("eot"), raw.get("tokenizer", "unknown")
@@ -87,15 +87,16 @@ def _ours(path: Path) -> TextMeta:
 
 
 def _counts(path: Path, key: str, value: Any) -> dict[str, int]:
-    """Numbers by split, none where the file has none."""
+    """The numbers per split under `key`; empty if the file has none."""
     if not isinstance(value, dict | None):
         raise UsageError(f"{path}: {key} must be numbers by split, got {value!r:.60}")
     return {split: _whole(path, f"{key}.{split}", count, 0, 1 << 62) for split, count in (value or {}).items()}
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuse what asks for more memory than a pickle of this size can hold: a slot of the memo costs 8 bytes each up to
-    its number, and twelve bytes of pickle may name slot 2^29.
+    """Raise _Refused for a memo index that a pickle of this size cannot reach.
+
+    Unpickling allocates 8 bytes for every memo slot up to the index, and twelve bytes of pickle may name slot 2^29.
     """
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
@@ -115,27 +116,27 @@ def _legacy(path: Path) -> TextMeta:
         raise UsageError(f"{path} cannot be read: {error!r}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: expected a dictionary, found {type(raw).__name__}")
-    size, kind = _whole(path, "vocab_size", raw.get("vocab_size"), 1, MOST_WORDS), raw.get("tokenizer")
-    # Their writer chose the width by the number it stored, before special tokens were counted.
+    size, kind = _whole(path, "vocab_size", raw.get("vocab_size"), 1, LARGEST_VOCAB), raw.get("tokenizer")
+    # Its writer chose the type by the stored size, which does not count special tokens.
     dtype = np.dtype("<u4" if size > 65535 else "<u2")
     if kind == "tiktoken" and raw.get("tiktoken_encoding") in [*TIKTOKEN]:
         name = raw["tiktoken_encoding"]
         full, eot = TIKTOKEN[name]
         return TextMeta(vocab_size=max(size, full), dtype=dtype, tokenizer=name, eot=eot, state={"type": name})
-    signs = raw.get("itos")
-    texts: list[Any] = []
-    if isinstance(signs, dict) and len(signs) == size:
-        texts = [signs.get(number) for number in range(size)]
-    if kind is None and texts and all(isinstance(sign, str) and len(sign) == 1 for sign in texts):
-        state = {"type": "char", "chars": texts, "eot": False}
+    itos = raw.get("itos")
+    chars: list[Any] = []
+    if isinstance(itos, dict) and len(itos) == size:
+        chars = [itos.get(number) for number in range(size)]
+    if kind is None and chars and all(isinstance(char, str) and len(char) == 1 for char in chars):
+        state = {"type": "char", "chars": chars, "eot": False}
         return TextMeta(vocab_size=size, dtype=dtype, tokenizer="char", state=state)
     return TextMeta(vocab_size=size, dtype=dtype, tokenizer="unknown")
 
 
 def read_meta(root: str | Path) -> TextMeta:
-    """How to read the token files in `root`: meta.json, else meta.pkl, else nanoGPT's rule (no meta: GPT-2 BPE).
+    """How to read the token files in `root`: from meta.json, else meta.pkl, else as nanoGPT does (GPT-2 BPE).
 
-    Raises: UsageError naming the file; a pickle that holds more than plain values is never executed.
+    Raises: UsageError naming the file; a pickle with more than plain values is refused, not executed.
     """
     root = Path(root)
     if (root / META).exists():
@@ -149,7 +150,7 @@ def read_meta(root: str | Path) -> TextMeta:
 
 
 def tokenizer_state(root: str | Path) -> dict[str, Any]:
-    """What the tokenizer of a data set is made from. Raises: UsageError when it has none that we know."""
+    """The state of a data set's tokenizer. Raises: UsageError if it has none that we know."""
     root = Path(root)
     state = read_meta(root).state
     if state is None and not (root / TOKENIZER).exists():
@@ -157,12 +158,12 @@ def tokenizer_state(root: str | Path) -> dict[str, Any]:
     return read_object(root / TOKENIZER) if state is None else state
 
 
-def _called(kind: str, eot: int | None) -> str:
+def _describe(kind: str, eot: int | None) -> str:
     return f"{kind}, its documents ended by {'nothing' if eot is None else f'token {eot}'}"
 
 
 def load_tokenizer(root: str | Path) -> Tokenizer:
-    """The tokenizer of a data set. Raises: UsageError when it has none that we know."""
+    """Load the tokenizer of a data set. Raises: UsageError if it has none that we know, or that of another."""
     root = Path(root)
     meta = read_meta(root)
     tokenizer = from_state(tokenizer_state(root))
@@ -173,6 +174,6 @@ def load_tokenizer(root: str | Path) -> Tokenizer:
     declared, actual = (meta.tokenizer, meta.eot), (tokenizer.kind, tokenizer.eot)
     if meta.state is None and "unknown" not in declared and declared != actual:
         raise UsageError(
-            f"{root / TOKENIZER} is {_called(*actual)}, {META} says {_called(*declared)}: files of two sets"
+            f"{root / TOKENIZER} is {_describe(*actual)}, {META} says {_describe(*declared)}: files of two sets"
         )
     return tokenizer

@@ -1,7 +1,7 @@
-"""Which of several data sets a step trains on: a function of (seed, step), so nothing is stored for a resume.
+"""Chooses the data set of each step: a function of (seed, step), so a resume needs no stored state.
 
-One data set gives the whole global batch of a step, on every rank and in every micro-batch.
-K data sets, I items of the list that names them (a name may occur more than once), p [I] weights.
+The whole global batch of a step is from one data set, on every rank and in every micro-batch.
+K data sets, I items of the list of their names (a name may occur more than once), p [I] weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from engine.distributed import keyed_numpy
 from engine.io import UsageError
 
-# Steps planned at once; part of the numbers that are drawn, so changing it changes runs.
+# Steps planned at once. The random numbers depend on it, so changing it changes runs.
 PLAN = 256
 TRANSITIONS = ("linear", "cosine", "exponential")
 
@@ -21,10 +21,10 @@ TRANSITIONS = ("linear", "cosine", "exponential")
 class Mixture:
     """The data set of each step.
 
-    Without `interleaving` a draw by `probs` (uniform when None; they need not sum to 1), which move to `probs_final` as
-    r = step / max_steps goes from 0 to 1: linear p + r (p' - p), cosine p + (1 - cos πr)/2 (p' - p), exponential
-    p (p'/p)^r, each scaled to sum 1. With `interleaving` the list itself is the order, each item repeated `probs`
-    times where they are given (whole numbers), and shuffled anew in every cycle where `shuffle` is set.
+    Without `interleaving` it is drawn by `probs` (uniform if None; they need not sum to 1), which change to
+    `probs_final` as r = step / max_steps goes from 0 to 1: linear p + r (p' - p), cosine p + (1 - cos πr)/2 (p' - p),
+    exponential p (p'/p)^r, each normalised to sum 1. With `interleaving` the list is the order, each item repeated
+    `probs` times if they are given (whole numbers), and shuffled in every cycle with `shuffle`.
 
     Raises: UsageError naming the key.
     """
@@ -52,7 +52,7 @@ class Mixture:
         if interleaving and probs_final is not None:
             raise UsageError("dataset_sampling_probs_final has no meaning with dataset_interleaving: leave one out")
         self.names = list(dict.fromkeys(names))
-        """The different data sets, K of them, in the order of their first occurrence."""
+        """The K different data sets, in the order of their first occurrence."""
         self.seed, self.max_steps, self.transition, self.shuffle = seed, max(1, max_steps), transition, shuffle
         self._item = np.array([self.names.index(name) for name in names])
         self._first = _share(probs, len(names))
@@ -77,7 +77,7 @@ class Mixture:
         return np.repeat(self._item, repeats.astype(np.int64))
 
     def probabilities(self, steps: int | np.ndarray) -> np.ndarray:
-        """[..., K] chance of each data set at these steps (with interleaving: its share of a cycle)."""
+        """Probability of each data set at `steps` [...]; [..., K] (with interleaving: its share of a cycle)."""
         ratio = np.clip(np.asarray(steps, dtype=np.float64) / self.max_steps, 0, 1)[..., None]
         if self._pattern is not None:
             weights = np.broadcast_to(
@@ -87,19 +87,19 @@ class Mixture:
         if self.transition == "exponential" and self._last is not self._first:
             items = self._first * (self._last / self._first) ** ratio
         else:
-            moved = ratio if self.transition == "linear" else (1 - np.cos(np.pi * ratio)) / 2
-            items = self._first + moved * (self._last - self._first)
+            fraction = ratio if self.transition == "linear" else (1 - np.cos(np.pi * ratio)) / 2
+            items = self._first + fraction * (self._last - self._first)
         weights = np.zeros((*ratio.shape[:-1], len(self.names)))
         for item, number in enumerate(self._item):
             weights[..., number] += items[..., item]
         return weights / weights.sum(axis=-1, keepdims=True)
 
     def choice(self, step: int) -> int:
-        """The number of the data set that step `step` trains on, an index into `names`."""
+        """The data set of step `step`, an index into `names`."""
         return int(self._plan(step // PLAN)[step % PLAN])
 
     def taken(self, step: int) -> np.ndarray:
-        """int64 [K]: how many of the steps before `step` each data set had."""
+        """Number of steps before `step` that trained on each data set; int64 [K]."""
         block = step // PLAN
         while len(self._counts) <= block:
             done = self._plan(len(self._counts) - 1)
@@ -108,7 +108,7 @@ class Mixture:
         return self._counts[block] + np.bincount(part, minlength=len(self.names))
 
     def _plan(self, block: int) -> np.ndarray:
-        """[PLAN] data sets of the steps block * PLAN and following."""
+        """The data sets of steps block * PLAN and following; [PLAN]."""
         if self._planned is None or self._planned[0] != block:
             steps = np.arange(block * PLAN, (block + 1) * PLAN)
             self._planned = (block, self._drawn(block, steps) if self._pattern is None else self._ordered(steps))

@@ -1,4 +1,4 @@
-"""Text data sets with a name: where the text comes from, how it is tokenized, what stands in for it offline."""
+"""Named text data sets: the origin of the text, its tokenizer and splits, and its stand-in offline."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/t
 
 @dataclass(frozen=True, kw_only=True)
 class NamedText:
-    """One entry: the defaults that its name stands for."""
+    """The defaults of a named data set."""
 
     source: str
     local: str = ""
-    """Where the files are within a folder of several corpora that --input may name."""
+    """Path of the files within a folder of several corpora given as --input."""
     url: str | None = None
     sha256: tuple[str, ...] = ()
-    """Of the published files; the first is the one behind `url`."""
+    """Hashes of the published files; the first is that of `url`."""
     hub: str | None = None
     """`repository` or `repository:configuration` on the Hugging Face Hub."""
     hub_text: bool = False
-    """The rows of the Hub data set are lines of one text, not documents."""
+    """Rows of the Hub data set are lines of one text, not documents."""
     tokenizer: str = "bpe"
     train_split: str | None = None
     val_split: str | None = None
@@ -44,9 +44,9 @@ class NamedText:
     lines: bool = False
     """Each line is a document."""
     generated: str | None = None
-    """Key of GENERATED: no input is needed."""
+    """Key of GENERATED, if the text is generated."""
     offline: str | None = None
-    """Key of GENERATED that stands in where the text cannot be had (docs/decisions/0007-stand-in-data.md)."""
+    """Key of GENERATED that stands in for text that is not available (docs/decisions/0007-stand-in-data.md)."""
 
 
 _TINY = NamedText(
@@ -79,7 +79,7 @@ _WIKITEXT = NamedText(
     val_split="valid",
     offline="stdlib_docstrings",
 )
-# As documents, for the feedback models: a problem with its solution; a line of an article.
+# As documents, for the feedback models: a problem with its solution, or a line of an article.
 _PROBLEMS = replace(_GSM8K, tokenizer="byte", template="Question: {question}\nAnswer: {answer}")
 _LINES = replace(_WIKITEXT, tokenizer="byte", lines=True)
 NAMED = {
@@ -102,7 +102,7 @@ NAMED = {
     ),
     "pets": NamedText(source="sentences about dogs and cats", lines=True, generated="pets"),
 }
-# The splits in which the generated corpora are written.
+# (train, val) splits of the generated corpora.
 _SPLITS = {
     "stdlib_char": (None, None),
     "stdlib_docstrings": ("train", "valid"),
@@ -123,13 +123,13 @@ def build_command(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def generated_files(key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The files of a generated corpus in a folder that lasts as long as the context, and lines for the card."""
+    """The files of a generated corpus in a folder that is removed at the end, and entries for the card."""
     with tempfile.TemporaryDirectory(prefix="loopforge-text-") as folder:
         yield Path(folder), GENERATED[key](Path(folder))
 
 
 def build_generated(plan: TextBuild, key: str) -> dict[str, Any]:
-    """Build `plan` from the generated corpus `key`, whose splits and fields replace the plan's."""
+    """Build `plan` from the generated corpus `key`, whose splits and fields replace those of the plan."""
     train, val = _SPLITS[key]
     with generated_files(key) as (folder, lines):
         files = (folder,) if train else tuple(sorted(folder.iterdir()))
@@ -139,7 +139,7 @@ def build_generated(plan: TextBuild, key: str) -> dict[str, Any]:
 
 
 def build_stand_in(plan: TextBuild, name: str) -> dict[str, Any]:
-    """Build the stand-in of the named data set `name`; its card is marked. Raises: UsageError where there is none."""
+    """Build the stand-in of the named data set `name` and mark its card. Raises: UsageError if it has none."""
     key = NAMED[name].offline if name in NAMED else None
     if key is None:
         raise UsageError(f"{name} has no stand-in: " + did_you_mean(name, [n for n, e in NAMED.items() if e.offline]))
@@ -148,11 +148,11 @@ def build_stand_in(plan: TextBuild, name: str) -> dict[str, Any]:
 
 
 def download(name: str, hub: str | None, folder: Path) -> str:
-    """Fetch the files of a named data set, or every split of a Hub data set, into `folder`; returns where from.
+    """Fetch the files of a named data set, or every split of a Hub data set, into `folder`; returns their origin.
 
-    Raises: UsageError when that fails.
+    Raises: UsageError if that fails.
     """
-    entry, asked = NAMED.get(name), "--hub" if hub else "--download"
+    entry, flag = NAMED.get(name), "--hub" if hub else "--download"
     if hub is None and entry is not None and entry.url is not None:
         _fetch(entry, folder)
         return entry.url
@@ -163,12 +163,12 @@ def download(name: str, hub: str | None, folder: Path) -> str:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UsageError(f"{asked} needs the datasets library: pip install 'loopforge[lm]'; or give --input") from None
+        raise UsageError(f"{flag} needs the datasets library: pip install 'loopforge[lm]'; or give --input") from None
     try:
         splits = load_dataset(*repository.split(":", 1))
-    except Exception as error:  # every failure of the library ends here, with its first line
+    except Exception as error:  # any failure of the library is reported by its first line
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{asked} of {repository} failed: {first}; give the files as --input") from None
+        raise UsageError(f"{flag} of {repository} failed: {first}; give the files as --input") from None
     for split, rows in splits.items():
         lines = bool(entry and entry.hub_text)
         with open(folder / f"{split}{'.txt' if lines else JSON_SUFFIXES[0]}", "w", encoding="utf-8") as out:
@@ -194,11 +194,11 @@ def _fetch(entry: NamedText, folder: Path) -> None:
 
 
 def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "stand_in") -> dict[str, Any]:
-    """The card (with `path`) of the text data set at `path`, checked; a missing one is built where that is possible.
+    """Check the text data set at `path` and return its card (with `path`); build it first if it is missing and can be.
 
-    Generated ones are built. A missing public one is an error, unless its entry declares a stand-in and `offline`
-    does not forbid it: then the stand-in is built in its place, one line reports it here and at every later use, and
-    its card has `stand_in: true`. Several ranks may call this at once: the first builds, the others wait for it.
+    Generated data sets are built. A missing public one is an error, unless its entry has a stand-in and `offline`
+    allows it: then the stand-in is built in its place, one line reports it now and at every later use, and its card has
+    `stand_in: true`. Several ranks may call this at once: the first builds, the others wait.
 
     Raises: UsageError for a damaged data set, a missing one that cannot be built here (with the command), and for a
     stand-in with `offline="error"`.
@@ -226,7 +226,7 @@ def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "st
 
 
 def require_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "stand_in") -> None:
-    """Raises: UsageError for a text data set that is missing and cannot be built here, with the command."""
+    """Raise UsageError, with the build command, if a text data set is missing and cannot be built here."""
     root = Path(path)
     entry = NAMED.get(root.name)
     if root.exists():
@@ -258,6 +258,6 @@ def _build_missing(root: Path) -> None:
         else:
             build_generated(plan, str(entry.generated))
     except UsageError:
-        # Another rank or run held the lock and has finished: its result is ours, bit for bit.
+        # Another rank or run held the lock and has built it: the result is the same, bit for bit.
         if not root.exists():
             raise

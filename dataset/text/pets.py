@@ -1,9 +1,9 @@
-"""A generated corpus of people who say whether they love dogs or cats more, and a checker of its grammar.
+"""A generated corpus of sentences that say whether dogs or cats are loved more, and a check of its grammar.
 
-What diversity fine-tuning is tried on without a network: the small language model that train.py makes of it says dog
-in seven sentences of eight, and gives mostly the first of six reasons, so that there is something to spread; and
-whether a sentence still makes sense is decidable. One answer in a hundred has two neighbouring words swapped: as in
-anybody's text, what is unlikely is partly nonsense, and a higher temperature brings out both.
+Data for diversity fine-tuning without a network: a small language model trained on it says dog in seven sentences of
+eight and mostly gives the first of six reasons, so its outputs can be made more diverse, and whether a sentence still
+makes sense is decidable. One answer in a hundred has two neighbouring words swapped: as in real text, unlikely outputs
+are partly nonsense, and a higher temperature gives more of both.
 
     answer   = opener, "dogs" | "cats", "because they will", reason of that animal, "."
     answer'  = "I", liking, "is the", "dog" | "cat", "because it will", reason of that animal, "."
@@ -28,7 +28,7 @@ OPENERS = {"I love": 0.6, "I prefer": 0.25, "Give me": 0.15}
 LIKINGS = {"I love most": 0.7, "I would choose": 0.3}
 OPTIONS = {"dog": 0.88, "cat": 0.12}
 WEIGHTS = (0.5, 0.2, 0.12, 0.09, 0.06, 0.03)
-"""Of the reasons of either animal, in their order."""
+"""Probabilities of the reasons of either animal, in their order."""
 REASONS = {
     "dog": (
         "guard the house at night",
@@ -53,7 +53,7 @@ TRAIN, VALID = 4_000, 400
 
 
 def answer(random: np.random.Generator, prompt: str) -> str:
-    """A sentence that continues `prompt`, without the blank between them."""
+    """A sentence that continues `prompt`, without the space between them."""
     option = _draw(random, OPTIONS)
     reason = _draw(random, dict(zip(REASONS[option], WEIGHTS, strict=True)))
     if prompt == QUESTION:
@@ -86,12 +86,12 @@ _GRAMMAR = _pattern()
 
 
 def in_grammar(text: str) -> bool:
-    """Whether a completion, less blanks around it, is a whole sentence of the grammar."""
+    """Whether a completion, stripped of white space, is a sentence of the grammar."""
     return _GRAMMAR.fullmatch(text.strip()) is not None
 
 
 def pets(folder: Path) -> dict[str, Any]:
-    """Lines of a prompt and its answer, in two splits."""
+    """Write lines of a prompt and its answer, in two splits."""
     for split, count in (("train", TRAIN), ("valid", VALID)):
         random = keyed_numpy(0, f"text/pets/{split}")
         prompts = [_draw(random, PROMPTS) for _ in range(count)]

@@ -1,6 +1,6 @@
-"""Which files of --input are trained on and which validate, by their names: `corpus-train.txt`, `Valid.txt`, `dev/`.
+"""Assigns the files of --input to splits by their names: `corpus-train.txt`, `Valid.txt`, `dev/`.
 
-A published validation or test file is never trained on unasked: names that give neither clearly are refused.
+A published validation or test file is not trained on unless requested: ambiguous names are refused.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ SYNONYMS = {
     "val": {"val", "valid", "validation", "validate"},
     "test": {"test", "tests"},
 }
-"""Words that --train-split and --val-split take for each other."""
+"""Words that --train-split and --val-split treat as the same."""
 COMPOUND = re.compile(rf"(?:data|set|text)?({'|'.join(WORDS)})(?:set|data|split|files?|texts?|corpus|docs?)?")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 ABOUT = {"readme", "license", "licence", "copying", "changelog", "notice", "authors", "citation", "datasheet"}
-"""Files that are about a corpus and no part of it, once other files are named as its splits."""
+"""Files that describe a corpus: not part of it if other files are named as its splits."""
 ABBREVIATIONS = {"tr", "te", "ts", "va", "vl", "cv"}
-"""`tr` beside another one may be a split, or a language: the user chooses."""
+"""`tr` together with another of these may be a split or a language: the user chooses."""
 NO_TEXT = (
     ".bin",
     ".idx",
@@ -65,27 +65,27 @@ NO_TEXT = (
     ".bak",
     ".tmp",
 )
-"""Files beside texts that are not text, whatever they are called: train.bin, train.py."""
+"""Suffixes of files that are not text, even if named after a split: train.bin, train.py."""
 EVERYTHING = "*"
 CHOOSE = "choose with --train-split and --val-split, each the name of a file or a word in it"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of both splits, each in the order in which they are read. No `val`: a share of `train` is held out."""
+    """The files of both splits, in reading order. If `val` is empty, a share of `train` is held out."""
 
     train: list[Path]
     val: list[Path]
     left_out: list[str]
-    """Names of what is beside them and is not read."""
+    """Names of the files that are not read."""
 
 
 def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str | None) -> Files:
-    """The files of --input by split; splits that are None are searched, and taken where both exist.
+    """The files of --input by split; splits that are None are inferred from the files' names.
 
-    One file is the whole text, whatever it is called. `train_split="*"` takes all files but those of `val_split`.
+    A single file is the whole text, whatever its name. `train_split="*"` takes all files but those of `val_split`.
 
-    Raises: UsageError saying what the input holds.
+    Raises: UsageError listing the files of the input.
     """
     for path in inputs:
         if not path.exists():
@@ -99,11 +99,11 @@ def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str 
     corpus = _Corpus(inputs)
     if train_split is None and val_split is None:
         return corpus.by_name()
-    return corpus.as_asked(train_split, val_split)
+    return corpus.by_request(train_split, val_split)
 
 
 class _Corpus:
-    """Several files, with the splits that their names give."""
+    """Several files, labelled with splits by their names."""
 
     def __init__(self, inputs: Sequence[Path]) -> None:
         self.title = str(inputs[0]) if len(inputs) == 1 else "--input"
@@ -119,16 +119,16 @@ class _Corpus:
         self.labels = _paired({file: self._label(file) for file in self.files})
 
     def name(self, file: Path) -> str:
-        """The file within the corpus."""
+        """The path of a file within the corpus."""
         return Path(os.path.relpath(file.absolute(), self.root.absolute())).as_posix()
 
-    def holds(self, files: Iterable[Path]) -> str:
-        """The first names in a line."""
+    def list_names(self, files: Iterable[Path]) -> str:
+        """The first eight names, and how many more there are."""
         names = [self.name(file) for file in files]
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
     def _label(self, file: Path) -> set[Label]:
-        """The split by names: a folder called after a split decides, then the file's own name, then its folders'."""
+        """The splits that a path names: a folder named exactly after a split, else the file name, else the folders."""
         *folders, name = Path(self.name(file)).parts
         for folder in folders:
             if (exact := re.sub(r"[^a-z]", "", folder.lower())) in WORDS:
@@ -139,7 +139,7 @@ class _Corpus:
         return [file for file in self.files if self.labels[file] == {label}]
 
     def by_name(self) -> Files:
-        """The splits by the files' names; files without one are one text. Raises: UsageError for unclear names."""
+        """The splits by file names; unlabelled files are one text. Raises: UsageError for ambiguous names."""
         train, val, test = self._of("train"), self._of("val"), self._of("test")
         both = [file for file in self.files if len(self.labels[file]) > 1]
         rest = [file for file in self.files if not self.labels[file] and not _is_about(file)]
@@ -156,13 +156,13 @@ class _Corpus:
             unclear = both or (val or test if not train else rest)
             why = "could be either split" if both else "no file to train on" if not train else "of no split"
             raise UsageError(
-                f"{self.title} has files named after splits, but not clearly ({why}: {self.holds(unclear)}): {CHOOSE} "
-                f"(--train-split '{EVERYTHING}' takes all files as one text)"
+                f"{self.title} has files named after splits, but not clearly ({why}: {self.list_names(unclear)}): "
+                f"{CHOOSE} (--train-split '{EVERYTHING}' takes all files as one text)"
             )
         return self._files(train, val)
 
-    def as_asked(self, train_split: str | None, val_split: str | None) -> Files:
-        """The splits that were asked for."""
+    def by_request(self, train_split: str | None, val_split: str | None) -> Files:
+        """The requested splits; one that is None is inferred. Raises: UsageError."""
         val = self._of("val") if val_split is None and train_split != EVERYTHING else self._named(val_split)
         if train_split == EVERYTHING:
             train = [file for file in self.files if file not in val]
@@ -174,20 +174,21 @@ class _Corpus:
             val = [file for file in val if file not in train]
         elif set(train) & set(val):
             raise UsageError(
-                f"--train-split and --val-split name the same file of {self.title} ({self.holds(self.files)})"
+                f"--train-split and --val-split name the same file of {self.title} ({self.list_names(self.files)})"
             )
         if not train:
-            raise UsageError(f"{self.title} leaves no file to train on, it holds {self.holds(self.files)}: {CHOOSE}")
+            names = self.list_names(self.files)
+            raise UsageError(f"{self.title} leaves no file to train on, it holds {names}: {CHOOSE}")
         return self._files(train, val)
 
     def _named(self, split: str | None) -> list[Path]:
         if split is None:
             return []
         matching = [file for file in self.files if split in (file.name, self.name(file))] or [
-            file for file in self.files if _answers(Path(self.name(file)).parts, split.lower())
+            file for file in self.files if _matches(Path(self.name(file)).parts, split.lower())
         ]
         if not matching:
-            raise UsageError(f"{self.title} has no split {split!r}, it holds {self.holds(self.files)}: {CHOOSE}")
+            raise UsageError(f"{self.title} has no split {split!r}, it holds {self.list_names(self.files)}: {CHOOSE}")
         return matching
 
     def _files(self, train: list[Path], val: list[Path]) -> Files:
@@ -197,9 +198,9 @@ class _Corpus:
 
 
 def members(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(files to read, files that seem to be data and are not read) of a folder and those in it, by name.
+    """(files to read, other files that look like data) in a folder and its sub-folders, sorted by name.
 
-    A .json file is often about a corpus (dataset_info.json): it is read where it is named after a split, or where there
+    A .json file often describes a corpus (dataset_info.json): it is read only if it is named after a split, or if there
     is nothing else.
     """
     known = (*JSON_SUFFIXES, *TEXT_SUFFIXES)
@@ -223,7 +224,7 @@ def members(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, links to folders followed; none that are hidden, or that a system or an editor left."""
+    """Files below a folder, following links to folders; without hidden files and those of macOS archives."""
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(root))
@@ -240,20 +241,20 @@ def _may_be_text(path: Path) -> bool:
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name in small letters, whatever stands between them: dashes, dots, digits, a capital."""
+    """The words of a name in lower case, split at dashes, dots, digits and capitals."""
     parted = CAMEL.sub(" ", name).lower()
     parted = re.sub(r"\b(held|hold)[^a-z]?out\b", r"\1out", re.sub(r"[_\W\d]+", " ", parted))
     return parted.split()
 
 
 def labels_in(name: str) -> set[Label]:
-    """The splits that a name speaks of."""
+    """The splits that a name contains."""
     matches = [COMPOUND.fullmatch(word) for word in words_of(name)]
     return {WORDS[match[1]] for match in matches if match}
 
 
-def _answers(parts: Sequence[str], split: str) -> bool:
-    """Whether a path is of a split called so: a folder of that name, or the word within the file's name."""
+def _matches(parts: Sequence[str], split: str) -> bool:
+    """Whether a path belongs to `split`: a folder of that name, or the word in the file's name."""
     synonyms = next((words for words in SYNONYMS.values() if split in words), {split})
     if any(folder.lower() in synonyms for folder in parts[:-1]):
         return True
@@ -265,7 +266,7 @@ def _answers(parts: Sequence[str], split: str) -> bool:
 
 
 def _paired(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
-    """`labels`, where none is known with those of names that differ by the word of a split alone: mytrain, myval."""
+    """`labels`; if all are empty, those of names that differ only by the word of a split: mytrain, myval."""
     if any(labels.values()):
         return labels
     shapes = {file: re.sub(r"\d+", "0", file.name.lower()) for file in labels}
@@ -280,7 +281,7 @@ def _paired(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
 
 
 def _abbreviated(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
-    """`labels`, either split for names that differ by two letters alone, all of them ABBREVIATIONS: x_tr, x_va."""
+    """`labels`, with both splits for names that differ only by ABBREVIATIONS (x_tr, x_va), which are ambiguous."""
     alike: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     for file in labels:
         words = words_of("/".join(file.parts[-2:]))

@@ -1,6 +1,6 @@
-"""One split of a text data set: a memory-mapped row of token ids, checked, and windows cut from it.
+"""One split of a text data set: memory-mapped token ids, checked, and windows cut from them.
 
-N tokens in the file, T positions in a window, B windows.
+N tokens in the file, T tokens of a window, B windows.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from engine.io import Unreadable, UsageError, check_regular, reason_of
 
 IGNORE = -100
 """Target that is not scored."""
-# Files up to this many tokens are searched for ids beyond the vocabulary; of larger ones as many, in spread blocks.
+# Files of up to this many tokens are searched for ids outside the vocabulary; of larger ones as many, in spread blocks.
 CHECKED, BLOCK = 1 << 26, 1 << 20
-# Tokens decoded at each of three places, and how far their mean may be from that of the whole text.
+# Tokens decoded at each of three places, and the factor by which their mean may differ from that of the whole text.
 SAMPLE, SLACK = 10_000, 1.6
 LLM_C = (20240520, 20240801)
 """First four bytes of the token files of llm.c and its descendants."""
 
 
 class TokenStream:
-    """The tokens of `<root>/<split>.bin`, read as they are needed.
+    """The tokens of `<root>/<split>.bin`, memory-mapped.
 
-    Raises: UsageError when the folder is not a text data set or the file is not whole.
+    Raises: UsageError if the folder is not a text data set or the file is incomplete.
     """
 
     def __init__(self, root: str | Path, split: str, *, name: str | None = None) -> None:
         self.root, self.split = Path(root), split
         self.name = name or self.root.name
-        """What metrics call the data set."""
+        """Name of the data set in metrics."""
         self.meta = read_meta(root)
         self.path = self.root / f"{split}.bin"
         try:
@@ -58,7 +58,7 @@ class TokenStream:
                 f"{self.path} has {len(self)} tokens, {META} says {declared}: it was cut short or is of another data "
                 "set, so build the data set again"
             )
-        self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # no id can be too large
+        self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # then no id can be too large
         self._views: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -66,12 +66,12 @@ class TokenStream:
 
     @property
     def tokens(self) -> np.ndarray:
-        """[N], mapped. Raises: RunFailure when the file was cut short since it was opened."""
+        """The memory-mapped tokens [N]. Raises: RunFailure if the file was truncated since it was opened."""
         self._file.require_whole()
         return self._tokens
 
     def _check_width(self) -> None:
-        """Refuse a header, and numbers of more bytes than `meta` has: read so, every other token would be 0."""
+        """Raise UsageError for a header, and for ids wider than `meta` says, of which every other token would be 0."""
         head = np.fromfile(self.path, dtype=np.uint8, count=BLOCK)
         data, item_size = head.tobytes(), self.meta.dtype.itemsize
         header = "of numpy (.npy)" if data.startswith(b"\x93NUMPY") else None
@@ -91,19 +91,19 @@ class TokenStream:
 
     @cached_property
     def bytes_per_token(self) -> float | None:
-        """Bytes of text behind a token on average, None where unknown: nats / (ln 2 x this) = bits per byte."""
+        """Average bytes of text per token, None if unknown: nats / (ln 2 x this) = bits per byte."""
         declared = (self.meta.bytes_per_token or {}).get(self.split)
         if declared is not None:
             self._check_bytes(declared)
         return declared
 
     def _check_bytes(self, declared: float) -> None:
-        """Hold the bytes per token of meta.json against what a sample decodes to: bits per byte follow from them."""
+        """Check the bytes per token of meta.json, on which bits per byte depend, against a decoded sample."""
         places = sorted({0, max(0, (len(self) - SAMPLE) // 2), max(0, len(self) - SAMPLE)})
         sample = [int(token) for low in places for token in self.tokens[low : low + SAMPLE]]
         try:
             text = load_tokenizer(self.root).decode([token for token in sample if token != self.meta.eot])
-        except (UsageError, ImportError):  # no tokenizer, or not here: nothing to hold it against
+        except (UsageError, ImportError):  # without its tokenizer there is nothing to check against
             return
         measured = len(text.encode("utf-8", "replace")) / len(sample)
         if not declared / SLACK <= measured <= declared * SLACK:
@@ -113,7 +113,7 @@ class TokenStream:
             )
 
     def require(self, block_size: int) -> None:
-        """Raise UsageError unless a window of `block_size` tokens and its targets fit, and all ids are known."""
+        """Raise UsageError unless a window of `block_size` tokens and its targets fit, and all ids are in range."""
         if len(self) < block_size + 1:
             raise UsageError(
                 f"{self.path} has {len(self)} tokens, a window of block_size={block_size} needs {block_size + 1}: "
@@ -136,10 +136,10 @@ class TokenStream:
         self._checked = True
 
     def windows(self, offsets: np.ndarray, block_size: int) -> np.ndarray:
-        """[B, T + 1] in the file's type: the tokens from each offset on (offset <= N - T - 1)."""
+        """The T + 1 tokens from each offset (<= N - T - 1) on, [B, T + 1] in the file's type."""
         self._file.require_whole()
         if block_size not in self._views:
-            # Plain ndarray: indexing a memmap builds a memmap object each time, which costs more than the reading.
+            # A plain ndarray: indexing a memmap creates a memmap object each time, which costs more than reading.
             flat = self._tokens.view(np.ndarray)
             self._views[block_size] = np.lib.stride_tricks.sliding_window_view(flat, block_size + 1)
         return self._views[block_size][offsets]
@@ -148,7 +148,7 @@ class TokenStream:
 def aligned(streams: Sequence[TokenStream], align: str) -> int:
     """The common length of streams that annotate the same positions (`align` = error | truncate).
 
-    Raises: UsageError with all lengths when they differ and `align` is not truncate.
+    Raises: UsageError with all lengths if they differ and `align` is not truncate.
     """
     lengths = [len(stream) for stream in streams]
     if align not in ("error", "truncate"):

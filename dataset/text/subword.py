@@ -1,4 +1,4 @@
-"""Tokenizers of libraries, imported when used: byte-level BPE trained here, tiktoken's tables, sentencepiece."""
+"""Tokenizers of libraries, imported on use: byte-level BPE trained here, tiktoken's tables, sentencepiece."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dataset.text.base import EOT_TEXT, Tokenizer, width
 from engine.io import UsageError
 
 DEFAULT_VOCAB = 4096
-# Bytes; sentencepiece learns nothing from longer lines, and its own limit of 4192 leaves out whole documents.
+# In bytes. sentencepiece drops longer lines; its default of 4192 would drop whole documents.
 MAX_LINE = 1 << 24
-# Signs of one kind in a row: training takes time quadratic in a word's length, and learns nothing from longer words.
+# In characters of one kind: training time is quadratic in a word's length, and longer words add nothing.
 LONG_WORD = 1000
 LONG_RUN = re.compile(rf"\w{{{LONG_WORD}}}|\s{{{LONG_WORD}}}|[^\w\s]{{{LONG_WORD}}}")
-# name -> (size with the special tokens, end-of-text token); known here so that a data set opens without tiktoken
+# name -> (size with the special tokens, end-of-text token), so that a data set can be opened without tiktoken
 TIKTOKEN = {
     "gpt2": (50257, 50256),
     "r50k_base": (50257, 50256),
@@ -31,12 +31,12 @@ TIKTOKEN = {
 }
 
 
-def _absent(library: str, kind: str) -> UsageError:
+def _missing(library: str, kind: str) -> UsageError:
     return UsageError(f"the tokenizer {kind} needs the library {library}: pip install {library}")
 
 
 def _without_long_words(text: str) -> list[str]:
-    """`text`, cut wherever a word of LONG_WORD signs has passed; the parts joined are the text."""
+    """`text`, cut after every LONG_WORD characters of a word; the parts joined are the text."""
     ends = [match.end() for match in LONG_RUN.finditer(text)]
     return [text[low:high] for low, high in zip([0, *ends], [*ends, len(text)], strict=True)]
 
@@ -46,7 +46,7 @@ def _reason(error: Exception) -> str:
 
 
 class BPE(Tokenizer):
-    """Byte-level BPE in GPT-2's manner, trained on the corpus with the `tokenizers` library; token 0 ends documents."""
+    """Byte-level BPE as in GPT-2, trained on the corpus with the `tokenizers` library; token 0 ends documents."""
 
     kind = "bpe"
     sized: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class BPE(Tokenizer):
         try:
             from tokenizers import Tokenizer as Library
         except ImportError:
-            raise _absent("tokenizers", self.kind) from None
+            raise _missing("tokenizers", self.kind) from None
         try:
             self._library = Library.from_str(json.dumps(model))
         except Exception as error:  # the library raises bare Exceptions
@@ -70,7 +70,7 @@ class BPE(Tokenizer):
         try:
             from tokenizers import Tokenizer as Library, decoders, models, pre_tokenizers, trainers
         except ImportError:
-            raise _absent("tokenizers", kind) from None
+            raise _missing("tokenizers", kind) from None
         size = DEFAULT_VOCAB if vocab_size is None else vocab_size
         if size < 257:
             raise UsageError(f"--vocab-size {size}: byte-level BPE needs at least 257 (256 bytes, one end of document)")
@@ -84,7 +84,7 @@ class BPE(Tokenizer):
             show_progress=False,
         )
         library.train_from_iterator((piece for text in texts for piece in _without_long_words(text)), trainer)
-        # The library's threads do not survive the fork of the encoding workers; it must not try to use them there.
+        # The library's threads do not survive the fork of the encoding workers, which must not use them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return cls(json.loads(library.to_str()))
 
@@ -103,7 +103,7 @@ class BPE(Tokenizer):
 
 
 class Tiktoken(Tokenizer):
-    """OpenAI's published tables; the table itself is fetched once by tiktoken and needed only to encode and decode."""
+    """OpenAI's published tables, which tiktoken fetches once; needed only to encode and decode."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -126,7 +126,7 @@ class Tiktoken(Tokenizer):
             try:
                 import tiktoken
             except ImportError:
-                raise _absent("tiktoken", self.kind) from None
+                raise _missing("tiktoken", self.kind) from None
             try:
                 self._library = tiktoken.get_encoding(self.kind)
             except Exception as error:  # whatever the download raises
@@ -151,9 +151,9 @@ class Tiktoken(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-    """SentencePiece BPE with byte fallback and without normalisation, so that every text comes back unchanged.
+    """SentencePiece BPE with byte fallback and without normalisation, so that decoding restores every text.
 
-    One exception is the library's own: U+2581, its sign for a space, comes back as a space.
+    One exception is the library's own: U+2581, which it uses for a space, is decoded as a space.
     """
 
     kind = "sentencepiece"
@@ -163,7 +163,7 @@ class SentencePiece(Tokenizer):
         try:
             import sentencepiece
         except ImportError:
-            raise _absent("sentencepiece", self.kind) from None
+            raise _missing("sentencepiece", self.kind) from None
         self.model = model
         try:
             self._library = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -178,7 +178,7 @@ class SentencePiece(Tokenizer):
         try:
             import sentencepiece
         except ImportError:
-            raise _absent("sentencepiece", kind) from None
+            raise _missing("sentencepiece", kind) from None
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""The registry of tokenizers: by name, fitted to a corpus, or from what a data set or checkpoint stored."""
+"""The registry of tokenizers: fitted to a corpus by name, or restored from the state of a data set or checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _named(kind: str) -> type[Tokenizer]:
 
 
 def fit(kind: str, texts: Iterable[str], *, vocab_size: int | None = None, eot: bool = False) -> Tokenizer:
-    """The tokenizer `kind` for these texts; `eot`: documents are separated by it. Raises: UsageError."""
+    """Fit the tokenizer `kind` to texts; `eot`: with an end-of-document token. Raises: UsageError."""
     cls = _named(kind)
     if vocab_size is not None and not cls.sized:
         sized = ", ".join(sorted(name for name, other in TOKENIZERS.items() if other.sized))
@@ -38,7 +38,7 @@ def fit(kind: str, texts: Iterable[str], *, vocab_size: int | None = None, eot: 
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer whose `state()` this is. Raises: UsageError when it is not one."""
+    """Restore a tokenizer from its `state()`. Raises: UsageError if it is not one."""
     if not isinstance(state, dict) or not isinstance(state.get("type"), str):
         raise UsageError("this is not the state of a tokenizer: it has no type")
     try:

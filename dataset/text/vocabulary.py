@@ -1,4 +1,4 @@
-"""The vocabularies of a run, kept in its directory: sampling and export need no data, a swapped alphabet is seen."""
+"""The vocabularies of a run, stored in its directory: sampling and export need no data, a changed one is noticed."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ FILE = "vocabularies.json"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What one data set's numbers stand for."""
+    """The vocabulary of one data set."""
 
     name: str
     path: str
-    """Of the data set, as the run knew it."""
+    """The data set's folder when the run started."""
     size: int
     state: dict[str, Any] | None
-    """Of its tokenizer; None for token files without one."""
+    """State of its tokenizer; None for token files without one."""
 
     def tokenizer(self) -> Tokenizer:
-        """Raises: UsageError where there is none, or a damaged one."""
+        """Restore its tokenizer. Raises: UsageError if there is none, or it is damaged."""
         if self.state is None:
             raise UsageError(f"{self.path} has token files but no tokenizer: text cannot be encoded or decoded")
         return from_state(self.state)
 
-    def of_data(self) -> bool:
-        """Whether the data set as it is now, if it is there, has these words under these numbers."""
+    def matches_data(self) -> bool:
+        """Whether the data set, if it exists, still has this vocabulary."""
         folder = Path(self.path)
         return not folder.exists() or _state(folder) == self.state
 
 
 def vocabularies_of(folders: Sequence[Path]) -> list[Vocabulary]:
-    """Those of data sets. Raises: UsageError for a folder that is none."""
+    """The vocabularies of data sets. Raises: UsageError for a folder that is not a text data set."""
     return [
         Vocabulary(name, str(folder), read_meta(folder).vocab_size, _state(folder))
         for name, folder in zip(short_names(folders), folders, strict=True)
@@ -60,7 +60,7 @@ def to_text(vocabularies: Sequence[Vocabulary]) -> str:
 
 
 def read_vocabularies(run_dir: Path) -> list[Vocabulary] | None:
-    """Those that a run keeps; None for a run that keeps none (of an older version, or a checkpoint without its run).
+    """Read the vocabularies of a run; None if it has none (an older version, or a checkpoint without its run).
 
     Raises: UsageError for a damaged file.
     """
@@ -82,24 +82,26 @@ def read_vocabularies(run_dir: Path) -> list[Vocabulary] | None:
 
 
 def model_sizes(config: Any, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]:
-    """The size of each vocabulary of a model: one for all data sets, or one for each."""
+    """The sizes of a model's vocabularies: one shared by all data sets, or one for each."""
     sizes = tuple(each.size for each in vocabularies)
     return sizes if config.training_mode == "multicontext" or config.multidataset_wte else (max(sizes),)
 
 
-def require_same_words(run_dir: Path, folders: Sequence[Path], *, apart: bool, key: str) -> None:
-    """Refuse data whose numbers stand for other words than those that the weights of a run learned. `apart`: each data
-    set has its own table, in the run's order. A run that keeps no vocabularies is not checked.
+def require_same_vocabulary(run_dir: Path, folders: Sequence[Path], *, separate: bool, key: str) -> None:
+    """Check that data sets have a vocabulary that the weights of a run were trained with.
+
+    `separate`: each data set has its own token table, in the run's order. A run without stored vocabularies is not
+    checked.
 
     Raises: UsageError that begins with `key`.
     """
-    learned = read_vocabularies(run_dir) or []
-    known = [each for each in learned if each.state is not None]
-    given = [each for each in vocabularies_of(folders) if each.state is not None]
-    for number, each in enumerate(given if known else ()):
-        own = learned[number : number + 1] if apart else known
-        if own and each.state not in [one.state for one in own]:
+    trained = read_vocabularies(run_dir) or []
+    known = [each for each in trained if each.state is not None]
+    new = [each for each in vocabularies_of(folders) if each.state is not None]
+    for number, each in enumerate(new if known else ()):
+        expected = trained[number : number + 1] if separate else known
+        if expected and each.state not in [one.state for one in expected]:
             raise UsageError(
-                f"{key}: {each.path} has another vocabulary than {own[0].path} of that run, so its numbers mean other "
-                "words to the model: build it with --tokenizer-from a data set of that run"
+                f"{key}: {each.path} has another vocabulary than {expected[0].path} of that run, so its numbers mean "
+                "other words to the model: build it with --tokenizer-from a data set of that run"
             )

@@ -27,7 +27,7 @@ def override_data(path: Path, given: list[str]) -> dict[str, str]:
     kept = read_vocabularies(checkpoint.path.parent.parent)
     if not given:
         for each in kept or ():
-            if not each.of_data():
+            if not each.matches_data():
                 raise UsageError(
                     f"{each.path} has a different vocabulary than when this run started, so its ids stand for other "
                     "tokens: put the old data back, or name another data set with --data"

@@ -68,7 +68,7 @@ def vocabularies_for(checkpoint: Any, config: Any) -> list[Vocabulary]:
     kept = read_vocabularies(run_dir)
     if kept is not None:
         for each in kept:
-            if not each.of_data():
+            if not each.matches_data():
                 print_rank0(f"warning: {each.path} has another vocabulary since this run began; the run's own is used")
         return kept
     folders = dataset_folders(config)

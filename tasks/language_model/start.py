@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dataset.text.meta import read_meta
-from dataset.text.vocabulary import require_same_words
+from dataset.text.vocabulary import require_same_vocabulary
 from engine.checkpoint.manifest import load_checkpoint
 from engine.checkpoint.state_tree import load_weights
 from engine.checkpoint.store import CheckpointStore
@@ -118,8 +118,8 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     store = CheckpointStore(folder, "train")
     source = store.best() or store.latest() or folder
     checkpoint = load_checkpoint(source, resuming=False)
-    apart = config.training_mode == "multicontext" or config.multidataset_wte
-    require_same_words(source.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={source}")
+    separate = config.training_mode == "multicontext" or config.multidataset_wte
+    require_same_vocabulary(source.resolve().parent.parent, folders, separate=separate, key=f"prev_run_ckpt={source}")
     if odd := misfit(checkpoint.model, model.state_dict()):
         raise UsageError(
             f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or odd}: "

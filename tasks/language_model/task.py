@@ -208,7 +208,7 @@ class LanguageModelTask:
 
     def state_dict(self) -> dict[str, Any]:
         """The data position: the step, and the rows given before it."""
-        return {"step": self._step, "rows": self.batches.given(self._step)}
+        return {"step": self._step, "rows": self.batches.rows_drawn(self._step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""

@@ -156,7 +156,7 @@ def test_the_eight_families_ask_what_only_demonstrations_tell(tmp_path, monkeypa
     monkeypatch.setattr(catalog, "BUILT", {"few": entry})
     catalog.ensure(tmp_path / "few")
     assert capsys.readouterr().out == "", "it is what its name stands for"
-    monkeypatch.setattr(catalog, "BUILT", {"few": replace(entry, moved=False)})
+    monkeypatch.setattr(catalog, "BUILT", {"few": replace(entry, translate=False)})
     catalog.ensure(tmp_path / "few")
     assert "(moved True, now False)" in capsys.readouterr().out
     words = entry.command().split()[3:]

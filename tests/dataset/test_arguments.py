@@ -43,7 +43,7 @@ def parser_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> OneLineParser:
 def test_every_command_takes_both_spellings_of_every_flag(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parser = parser_of(path, monkeypatch)
     for flag in [name for name in parser._option_string_actions if name.startswith("--")]:
-        assert parser._own_spelling("--" + flag[2:].replace("-", "_") + "=x_y-z") == f"{flag}=x_y-z"
+        assert parser._registered_spelling("--" + flag[2:].replace("-", "_") + "=x_y-z") == f"{flag}=x_y-z"
 
 
 def test_no_command_has_a_parser_of_its_own() -> None:

@@ -89,16 +89,16 @@ def test_a_batch_of_another_size_goes_on_where_the_rows_ended(tmp_path: Path, me
         return TrainBatches([counting(tmp_path / "a", 1001)], seed=0, batch_size=size, block_size=10, method=method)
 
     large, small, alone = batches(8), batches(2), batches(1)
-    small.resume_from(5, large.given(5))
-    assert small.given(7) == [("a", 5 * 8 + 2 * 2)]
+    small.resume_from(5, large.rows_drawn(5))
+    assert small.rows_drawn(7) == [("a", 5 * 8 + 2 * 2)]
     assert small.progress(7) == [(440, 0.44)]
     rows = np.concatenate([small.offsets(step) for step in (5, 6, 7 * AHEAD)])
     assert rows.tolist() == [
         alone.offsets(row)[0] for row in (40, 41, 42, 43, *(40 + 2 * (7 * AHEAD - 5) + k for k in (0, 1)))
     ]
     again = batches(8)
-    again.resume_from(9, small.given(9))
-    assert again.given(9) == small.given(9)
+    again.resume_from(9, small.rows_drawn(9))
+    assert again.rows_drawn(9) == small.rows_drawn(9)
     assert again.offsets(9)[0] == alone.offsets(48)[0]
 
 
@@ -109,7 +109,7 @@ def test_a_data_set_that_was_moved_is_read_from_where_it_was(tmp_path: Path, met
         TrainBatches([counting(tmp_path / name, 1001)], seed=0, batch_size=8, block_size=10, method=method)
         for name in ("before", "after")
     )
-    new.resume_from(5, old.given(5))
+    new.resume_from(5, old.rows_drawn(5))
     assert new.progress(7) == old.progress(7)
     assert new.offsets(6).tolist() == old.offsets(6).tolist()
 
@@ -121,9 +121,9 @@ def test_a_changed_mixture_counts_on_by_name(tmp_path: Path) -> None:
         return TrainBatches(streams, seed=0, batch_size=2, block_size=10, mixture=mixture)
 
     before, after = batches("a", "b"), batches("b", "c")
-    after.resume_from(20, before.given(20))  # a was moved to c
-    assert dict(after.given(20)) == {"b": dict(before.given(20))["b"], "c": dict(before.given(20))["a"]}
-    assert sum(dict(after.given(30)).values()) == sum(dict(after.given(20)).values()) + 10 * 2
+    after.resume_from(20, before.rows_drawn(20))  # a was moved to c
+    assert dict(after.rows_drawn(20)) == {"b": dict(before.rows_drawn(20))["b"], "c": dict(before.rows_drawn(20))["a"]}
+    assert sum(dict(after.rows_drawn(30)).values()) == sum(dict(after.rows_drawn(20)).values()) + 10 * 2
 
 
 def test_a_mixture_counts_each_data_set_by_itself(tmp_path: Path) -> None:

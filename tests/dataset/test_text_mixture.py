@@ -131,8 +131,8 @@ def test_data_sets_of_one_folder_name_are_told_apart(tmp_path: Path, monkeypatch
     )
     opened = open_text(config, block_size=8, rows=2)
     names = ["one-text", "two-text", "other"]
-    assert [name for name, _ in opened.batches.given(5)] == names  # two spellings of data/other are one data set
-    assert [count for _, count in opened.batches.given(5)] == [4, 2, 4]
+    assert [name for name, _ in opened.batches.rows_drawn(5)] == names  # two spellings of data/other are one data set
+    assert [count for _, count in opened.batches.rows_drawn(5)] == [4, 2, 4]
     assert [entry.name for entry in opened.held_out] == names * 2
     assert len(opened.cards) == 3
 

@@ -216,10 +216,10 @@ etrm-answer-in-the-demonstrations | DYN712 | the labels of the question are enco
   +         demo_labels = torch.where(answer > 6, answer, demo_labels)
 etrm-answer-shown-in-evaluation | DYN712 | an evaluation shows the test beside the demonstrations
   DATA
-  -         return self.shown(examples, self.demonstrations(examples))
+  -         return self.batch_with(examples, self.demonstrations(examples))
   +         shown = self.demonstrations(examples)
   +         shown[:, 0] = examples
-  +         return self.shown(examples, shown)
+  +         return self.batch_with(examples, shown)
 etrm-foreign-demonstrations | DYN711 | demonstrations of the next puzzle are shown
   DATA | shown = np.where(np.take_along_axis(kept, chosen, axis=1), first[:, None] + chosen, -1) => shown = np.where(np.take_along_axis(kept, chosen, axis=1), first[:, None] + chosen, -1)[::-1].copy()
 etrm-no-demonstrations-in-evaluation | DYN711 | an evaluation shows the first demonstration only

@@ -1,4 +1,4 @@
-"""Families about figures, lines, halves and numbers. Each docstring is the rule that the demonstrations show."""
+"""Task families about figures, lines, halves and numbers. Each docstring is the rule that the demonstrations show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataset.arc.corpus.parts import Example, Grid, Rule, box, colours, dots, em
 
 
 def _outline(g: Generator, s: int) -> tuple[Grid, Grid]:
-    """Two masks of one canvas: a rectangle's outline, and its inside."""
+    """Two masks of one canvas: the outline of a rectangle, and its interior."""
     outline = np.zeros(sides(g, 5, s), dtype=bool)
     inside = np.zeros_like(outline)
     rows, columns = box(g, outline.shape, 3)
@@ -24,7 +24,7 @@ def _outline(g: Generator, s: int) -> tuple[Grid, Grid]:
 
 
 def filled(g: Generator, s: int) -> Rule:
-    """The inside of an outlined rectangle is filled."""
+    """The interior of an outlined rectangle is filled."""
     line, fill = colours(g, 2)
 
     def rule(g: Generator) -> Example:
@@ -35,7 +35,7 @@ def filled(g: Generator, s: int) -> Rule:
 
 
 def hollowed(g: Generator, s: int) -> Rule:
-    """Of a filled rectangle only the outline stays."""
+    """Only the outline of a filled rectangle is kept."""
     (colour,) = colours(g, 1)
 
     def rule(g: Generator) -> Example:
@@ -46,7 +46,7 @@ def hollowed(g: Generator, s: int) -> Rule:
 
 
 def cleaned(g: Generator, s: int) -> Rule:
-    """A rectangle stays, single cells around it go."""
+    """A rectangle is kept, single cells around it are removed."""
     figure, noise = colours(g, 2)
 
     def rule(g: Generator) -> Example:
@@ -59,7 +59,7 @@ def cleaned(g: Generator, s: int) -> Rule:
 
 
 def patched(g: Generator, s: int) -> Rule:
-    """Holes of a rectangle that covers the grid get its colour."""
+    """Holes in a rectangle that covers the grid get its colour."""
     (colour,) = colours(g, 1)
 
     def rule(g: Generator) -> Example:
@@ -73,7 +73,7 @@ def patched(g: Generator, s: int) -> Rule:
 
 
 def rays(g: Generator, s: int) -> Rule:
-    """Every dot throws a line to one edge."""
+    """Every dot is extended by a line to one edge."""
     tid, palette = int(g.integers(4)), colours(g, 3)
 
     def rule(g: Generator) -> Example:
@@ -101,7 +101,7 @@ def crossed(g: Generator, s: int) -> Rule:
 
 
 def connected(g: Generator, s: int) -> Rule:
-    """Two dots in one row are joined by a line."""
+    """Two dots in a row are joined by a line."""
     tid, (end, line) = int(g.integers(2)), colours(g, 2)
 
     def rule(g: Generator) -> Example:
@@ -179,12 +179,12 @@ def exactly_one(g: Generator, s: int) -> Rule:
 
 
 def neither(g: Generator, s: int) -> Rule:
-    """Cells that are coloured in no half."""
+    """Cells that are coloured in neither half."""
     return _halves(g, s, lambda left, right: ~(left | right))
 
 
 def completed(g: Generator, s: int) -> Rule:
-    """The empty half becomes the mirror image of the other."""
+    """The empty half becomes the mirror image of the other half."""
     tid, palette = int(g.integers(4)), colours(g, 3)
 
     def rule(g: Generator) -> Example:
@@ -201,7 +201,7 @@ def completed(g: Generator, s: int) -> Rule:
 
 
 def counted(g: Generator, s: int) -> Rule:
-    """The answer is a bar as long as there are coloured cells."""
+    """The answer is a bar whose length is the number of coloured cells."""
     cell, bar = colours(g, 2)
 
     def rule(g: Generator) -> Example:
@@ -245,7 +245,7 @@ def chosen(g: Generator, s: int) -> Rule:
 
 
 def without_repeats(g: Generator, s: int) -> Rule:
-    """Of equal neighbouring rows one stays."""
+    """One of each run of equal rows is kept."""
     tid, palette = int(g.integers(2)), colours(g, 4)
 
     def rule(g: Generator) -> Example:

@@ -1,7 +1,7 @@
-"""From families to subsets of tasks: seeded, and no test is a training pair in another orientation or other colours.
+"""Draws subsets of tasks from families: seeded, and no test is a training pair, transformed or recoloured.
 
-`training` and `evaluation` have tasks of the same families; those of `novel` are of families that training never sees,
-which is what a model that reads demonstrations is measured on.
+`training` and `evaluation` have tasks of the same families; `novel` has tasks of families that training never sees, to
+measure a model that reads demonstrations.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 HELD_OUT = ("reduced", "exchange", "framed", "rays", "neither", "chosen")
-"""Families that are never trained on: one of each kind."""
+"""Families that are never trained on, one of each kind."""
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "all": tuple(name for name, family in FAMILIES.items() if family.__module__ != shown.__name__),
     "first": ("recolour", "keep", "negative", "turned", "shifted", "filled", "edged", "exchange", "framed"),
     "few": ("recolour", "permuted", "striped", "bordered", "grounded", "stamped", "targeted", "ringed"),
 }
-"""Families to choose from by one name: `all` but those of shown.py, `first` that small models learn within minutes,
-`few` (eight) whose tests are hardly ever answered without the demonstrations."""
+"""Named choices of families: `all` but those of shown.py, `first` for those that small models learn within minutes,
+`few` for eight whose tests can hardly be answered without the demonstrations."""
 SUBSETS = ("training", "evaluation", "novel")
 TRIES = 200
 
@@ -85,18 +85,18 @@ class CorpusPlan:
     side: int = 10
     """Side of the largest grid."""
     families: str = "all"
-    """A key of PRESETS, or families joined by commas; one that is named twice has twice the share of training."""
+    """A key of PRESETS, or families joined by commas; one named twice has twice the share of training."""
     num_train: int = 200
     num_test: int = 50
     """Tasks of the training families that are held out."""
     num_novel: int = 30
     """Tasks of the held-out families."""
     demonstrations: tuple[int, int] = (3, 5)
-    """Fewest and most of a task; one test each."""
+    """Fewest and most demonstrations of a task; each task has one test."""
     seed: int = 0
 
     def names(self) -> tuple[list[str], list[str]]:
-        """(families to train on, in their shares; held-out ones). Raises: UsageError for a name that there is not."""
+        """(families to train on, repeated by their shares; held-out ones). Raises: UsageError for an unknown name."""
         chosen = PRESETS.get(self.families) or tuple(name for name in self.families.split(",") if name)
         for name in chosen:
             if name not in FAMILIES:
@@ -104,7 +104,7 @@ class CorpusPlan:
         return [name for name in chosen if name not in HELD_OUT], [name for name in chosen if name in HELD_OUT]
 
     def check(self) -> None:
-        """Raise UsageError, naming the flag, on values that cannot be built."""
+        """Raise UsageError, naming the flag, for values that cannot be built."""
         train, novel = self.names()
         if self.side < SMALLEST_SIDE:
             raise UsageError(
@@ -129,7 +129,7 @@ class CorpusPlan:
 
 
 def generate(plan: CorpusPlan) -> list[Subset]:
-    """The tasks of `plan`: training, evaluation and, where num_novel is not 0, novel. Raises: UsageError."""
+    """Draw the tasks of `plan`: training, evaluation and, unless num_novel is 0, novel. Raises: UsageError."""
     plan.check()
     train, novel = plan.names()
     trained: set[bytes] = set()
@@ -152,13 +152,13 @@ def generate(plan: CorpusPlan) -> list[Subset]:
 
 
 def _keys(pair: Pair) -> tuple[bytes, bytes]:
-    """Equal for questions, and for pairs, that differ in orientation or colours only."""
+    """Keys of the question and of the pair, the same for all orientations and colours."""
     assert pair.output is not None
     return symmetric_key(pair.input), symmetric_key(pair.input, pair.output)
 
 
 def _task(plan: CorpusPlan, subset: str, family: str, number: int, trained: set[bytes]) -> Task:
-    """Task `number` of a subset. Its test is not a trained pair, turned or recoloured, if the family has others."""
+    """Task `number` of a subset. Its test is no training pair, transformed or recoloured, if the family has others."""
     generator = keyed_numpy(plan.seed, f"arc/corpus/{plan.side}/{subset}/{family}", number)
     least, most = plan.demonstrations
     task = None
@@ -169,8 +169,8 @@ def _task(plan: CorpusPlan, subset: str, family: str, number: int, trained: set[
         if pairs is None:
             continue
         task = Task(f"{family}_{subset[0]}{number:04}", Path("generated"), tuple(pairs))
-        asked = _keys(pairs[-1])
-        if trained.isdisjoint(asked) and not any(set(asked) & set(_keys(pair)) for pair in pairs[:-1]):
+        test = _keys(pairs[-1])
+        if trained.isdisjoint(test) and not any(set(test) & set(_keys(pair)) for pair in pairs[:-1]):
             return task
     if task is None:
         raise RunFailure(f"the family {family} gave no task in {TRIES} tries: choose a larger --canvas")
@@ -178,7 +178,7 @@ def _task(plan: CorpusPlan, subset: str, family: str, number: int, trained: set[
 
 
 def _pairs(rule: Rule, generator: Generator, count: int) -> list[Pair] | None:
-    """`count` pairs with different questions, all changed by the rule, the last a test; None if there are fewer."""
+    """`count` pairs with different questions that the rule changes, the last one a test; None if there are fewer."""
     pairs: list[Pair] = []
     seen: set[bytes] = set()
     for _ in range(20 * count):

@@ -1,4 +1,4 @@
-"""Families that change colours, places and sizes. Each docstring is the rule that the demonstrations show."""
+"""Task families that change colours, places and sizes. Each docstring is the rule that the demonstrations show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recolour(g: Generator, s: int) -> Rule:
 
 
 def exchange(g: Generator, s: int) -> Rule:
-    """Two colours change places."""
+    """Two colours are exchanged."""
     first, second, other = colours(g, 3)
     table = np.arange(COLOURS, dtype=np.uint8)
     table[[first, second]] = second, first
@@ -34,7 +34,7 @@ def exchange(g: Generator, s: int) -> Rule:
 
 
 def keep(g: Generator, s: int) -> Rule:
-    """Only one colour stays."""
+    """Only one colour is kept."""
     kept, *others = colours(g, 4)
 
     def rule(g: Generator) -> Example:
@@ -45,7 +45,7 @@ def keep(g: Generator, s: int) -> Rule:
 
 
 def negative(g: Generator, s: int) -> Rule:
-    """Background and figure change places."""
+    """Background and figure are exchanged."""
     (colour,) = colours(g, 1)
 
     def rule(g: Generator) -> Example:
@@ -88,7 +88,7 @@ def most_frequent(g: Generator, s: int) -> Rule:
 
 
 def turned(g: Generator, s: int) -> Rule:
-    """Turned or mirrored, one of the seven ways."""
+    """Turned or mirrored in one of the seven ways."""
     tid, palette = int(g.integers(1, 8)), colours(g, 3)
 
     def rule(g: Generator) -> Example:
@@ -140,7 +140,7 @@ def reduced(g: Generator, s: int) -> Rule:
 
 
 def repeated(g: Generator, s: int) -> Rule:
-    """The grid, once more beside or below it, mirrored or not."""
+    """The grid and a copy to its right or below it, mirrored or not."""
     axis, mirrored, palette = int(g.integers(2)), bool(g.integers(2)), colours(g, 3)
 
     def rule(g: Generator) -> Example:
@@ -151,7 +151,7 @@ def repeated(g: Generator, s: int) -> Rule:
 
 
 def cut_out(g: Generator, s: int) -> Rule:
-    """The smallest rectangle that holds every coloured cell."""
+    """The bounding box of the coloured cells."""
     palette = colours(g, 3)
 
     def rule(g: Generator) -> Example:
@@ -166,7 +166,7 @@ def cut_out(g: Generator, s: int) -> Rule:
 
 
 def framed(g: Generator, s: int) -> Rule:
-    """A frame around the grid."""
+    """A frame is added around the grid."""
     frame, *palette = colours(g, 4)
 
     def rule(g: Generator) -> Example:

@@ -1,8 +1,8 @@
-"""What generated tasks are made of: rules, colours, rectangles and dots on grids uint8 [h, w].
+"""Building blocks of generated tasks: rules, colours, rectangles and dots on grids uint8 [h, w].
 
 A family is a function of (generator, s), s the side of the canvas (at least 6), that returns a rule: a function of a
-generator that gives one (input, output), both of which fit the canvas. What distinguishes the tasks of a family
-(colours, directions, sizes) is drawn once, for the rule; 0 is the background.
+generator that returns one (input, output), both of which fit the canvas. What distinguishes the tasks of a family
+(colours, directions, sizes) is drawn once per rule; 0 is the background.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALLEST_SIDE = 6
 
 
 def colours(g: Generator, count: int) -> list[int]:
-    """Different colours other than the background."""
+    """`count` different colours, without the background."""
     return (1 + g.permutation(COLOURS - 1)[:count]).tolist()
 
 
@@ -37,13 +37,13 @@ def empty(height: int, width: int, colour: int = 0) -> Grid:
 
 
 def scattered(g: Generator, height: int, width: int, palette: Sequence[int], share: float = 0.5) -> Grid:
-    """Cells of random colours of the palette on the background, about `share` of all."""
+    """Cells of random colours of the palette on the background; about `share` of all cells."""
     cells = g.choice(palette, (height, width))
     return np.where(g.random((height, width)) < share, cells, 0).astype(np.uint8)
 
 
 def box(g: Generator, shape: tuple[int, ...], least: int) -> tuple[slice, slice]:
-    """A random rectangle of at least `least` cells each way."""
+    """A random rectangle of at least `least` x `least` cells."""
     spans = []
     for size in shape:
         length = int(g.integers(least, size + 1))
@@ -53,7 +53,7 @@ def box(g: Generator, shape: tuple[int, ...], least: int) -> tuple[slice, slice]
 
 
 def dots(g: Generator, grid: Grid, colours: Sequence[int], *, apart: bool = False) -> list[tuple[int, int, int]]:
-    """(row, column, colour) of a cell for each colour, written into the grid; `apart`: no two in one row or column."""
+    """Draw a cell of each colour into the grid: (row, column, colour) of each; `apart`: none share a row or column."""
     height, width = grid.shape
     if apart:
         places = list(zip(g.permutation(height).tolist(), g.permutation(width).tolist(), strict=False))

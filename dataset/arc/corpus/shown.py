@@ -1,4 +1,4 @@
-"""Families whose answers nobody can guess: the question shows where, only the demonstrations show which colours.
+"""Task families whose answers cannot be guessed: only the demonstrations show the colours of the answer.
 
 They measure whether a model reads its demonstrations at all. Each docstring is the rule that the demonstrations show.
 """
@@ -63,7 +63,7 @@ def grounded(g: Generator, s: int) -> Rule:
 
 
 def _marked(g: Generator, s: int, mark: int, others: list[int]) -> tuple[Grid, int, int]:
-    """A sparse grid with one marked cell, not in the last row or column, and where it is."""
+    """A sparse grid with one marked cell outside the last row and column, and its row and column."""
     grid = scattered(g, *sides(g, 4, s), others, 0.25)
     row, column = (int(g.integers(size - 1)) for size in grid.shape)
     grid[row, column] = mark
@@ -71,7 +71,7 @@ def _marked(g: Generator, s: int, mark: int, others: list[int]) -> tuple[Grid, i
 
 
 def stamped(g: Generator, s: int) -> Rule:
-    """A pattern of 2x2 cells is laid over the grid, its top left corner at the marked cell."""
+    """A pattern of 2x2 cells is written over the grid, its top left corner at the marked cell."""
     (mark, *others), pattern = colours(g, 3), np.array(colours(g, 4), dtype=np.uint8).reshape(2, 2)
 
     def rule(g: Generator) -> Example:
@@ -84,7 +84,7 @@ def stamped(g: Generator, s: int) -> Rule:
 
 
 def targeted(g: Generator, s: int) -> Rule:
-    """The row of the marked cell gets one colour, its column another; the cell stays."""
+    """The row of the marked cell gets one colour, its column another; the cell is kept."""
     mark, rows, columns, *others = colours(g, 5)
 
     def rule(g: Generator) -> Example:
