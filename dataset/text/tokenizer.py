@@ -43,5 +43,5 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
         raise UsageError("this is not the state of a tokenizer: it has no type")
     try:
         return _named(state["type"]).from_state(state)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UsageError(f"damaged state of the tokenizer {state['type']}: {error!r}") from None

@@ -17,8 +17,10 @@ from tasks.loading import home_of, pick_checkpoint, with_defaults
 
 DEFAULTS = {"num_samples": 8, "temperature": 1.0, "top_k": [0]}
 """As the run samples: nothing is tempered or cut off."""
-WITHOUT = ("min_p", "steps", "block_length", "dataset")
+WITHOUT = ("min_p", "steps", "feedback_every", "block_length", "dataset")
 """Arguments that mean nothing here."""
+AT_ONCE = 256
+"""Samples drawn at a time: printed as they come, and any number of them fits in memory."""
 
 
 def sample_run(args: argparse.Namespace) -> None:
@@ -41,10 +43,11 @@ def sample_run(args: argparse.Namespace) -> None:
     for top_k in args.top_k:
         greedy = args.temperature == 0
         sampling = Sampling(temperature=1.0 if greedy else args.temperature, top_k=1 if greedy else top_k)
-        drawn = task.sampler.draw(args.seed, f"animal/sample/{top_k}", 0, args.num_samples, sampling=sampling)
-        for number, blocks in enumerate(drawn.blocks):
-            shown = f"top_k {top_k} " if top_k else ""
-            print_rank0(
-                f"--- step {opened.checkpoint.step} {shown}sample {number}: {blocks.option or 'names no option'}"
-            )
-            print_rank0(opened.config.prompt + blocks.text)
+        shown = f"top_k {top_k} " if top_k else ""
+        for part, first in enumerate(range(0, args.num_samples, AT_ONCE)):
+            rows = min(AT_ONCE, args.num_samples - first)
+            drawn = task.sampler.draw(args.seed, f"animal/sample/{top_k}", part, rows, sampling=sampling)
+            for number, blocks in enumerate(drawn.blocks, first):
+                option = blocks.option or "names no option"
+                print_rank0(f"--- step {opened.checkpoint.step} {shown}sample {number}: {option}")
+                print_rank0(opened.config.prompt + blocks.text)

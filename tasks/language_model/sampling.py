@@ -15,7 +15,7 @@ from tasks.language_model.loading import load_text_run
 from tasks.language_model.report import encode_prompt, start_text
 from tasks.loading import TEXT, with_defaults
 
-WITHOUT = ("steps", "block_length")
+WITHOUT = ("steps", "feedback_every", "block_length")
 """Arguments that mean nothing here."""
 
 

@@ -338,6 +338,24 @@ def test_a_stored_run_has_its_embedder(
 # --- commands on a stored run -----------------------------------------------------------------------------------------
 
 
+def test_samples_are_printed_as_they_are_drawn(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first rows are those of a smaller number of samples; 10^8 of them no longer fill the memory."""
+    from scripts.sample import parse
+    from tasks.animal import sampling
+
+    def texts(count: int) -> list[str]:
+        sampling.sample_run(parse([str(whole / "run"), "--num-samples", str(count), "--device", "cpu"]))
+        return capsys.readouterr().out.split("--- ")[1:]
+
+    monkeypatch.chdir(whole)
+    monkeypatch.setattr(sampling, "AT_ONCE", 3)
+    three, seven = texts(3), texts(7)
+    assert (len(seven), seven[:3]) == (7, three)
+    assert len({text.partition(":")[2] for text in seven}) > 3
+
+
 def test_evaluate_repeats_the_evaluation_and_sample_writes_text(whole: Path) -> None:
     """evaluate.py gives the figures of the end bit for bit, sample.py completions of the run's prompt or another."""
     last = {name: value for name, value in metrics(whole / "run")[-1].items() if name.startswith("eval/")}
@@ -352,7 +370,8 @@ def test_evaluate_repeats_the_evaluation_and_sample_writes_text(whole: Path) -> 
     assert sum(line.startswith("--- step 6 sample ") for line in text.output.splitlines()) == 3
     other = run_script("scripts/sample", *words, "--prompt", " I love", "--temperature", "0", cwd=whole)
     assert len({line for line in other.output.splitlines() if line.startswith(" I love")}) == 1
-    refused = run_script("scripts/sample", *words, "--min-p", "0.5", cwd=whole)
-    assert (refused.code, "--min-p has no meaning for a run of train_animal.py" in refused.output) == (2, True)
+    for flag in ("--min-p", "--feedback-every"):
+        refused = run_script("scripts/sample", *words, flag, "1", cwd=whole)
+        assert (refused.code, f"{flag} has no meaning for a run of train_animal.py" in refused.output) == (2, True)
     drawn = run_script("scripts/visualize", "run", cwd=whole)
     assert (drawn.code, "has drawn before_after.png, report.html itself" in drawn.output) == (2, True)

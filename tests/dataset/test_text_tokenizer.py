@@ -148,6 +148,8 @@ def test_refusals_of_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sentencepiece")
     with pytest.raises(UsageError, match="sentencepiece cannot train"):
         fit("sentencepiece", [TEXT], vocab_size=20)
+    with pytest.raises(UsageError, match="damaged state of the tokenizer sentencepiece"):
+        from_state({"type": "sentencepiece", "model": ""})
     with pytest.raises(UsageError, match="sentencepiece"):
         from_state({"type": "sentencepiece", "model": base64.b64encode(b"xyz").decode()})
     for library in ("tokenizers", "sentencepiece"):

@@ -113,6 +113,7 @@ def test_sample(place: Path, finished: Path) -> None:
         (("--prompt", "a", "b"), "2 were given, expected 1"),
         (("--dataset", "plain"), "one vocabulary"),
         (("--steps", "3"), "--steps has no meaning for a model that writes from left to right"),
+        (("--feedback-every", "3"), "--feedback-every has no meaning for a model that writes from left to right"),
         (("--checkpoint", "step_99"), "error: --checkpoint=step_99: no such checkpoint"),
     ):
         done = sample(place, run, *argv)
