@@ -111,7 +111,9 @@ def test_torchruns_restart_goes_on_from_the_last_checkpoint(workplace: Path) -> 
         assert value.equal(whole[name]), name
 
 
-@pytest.mark.parametrize("parallel", ["flat", "ddp"])  # ddp meets the dead in the backward pass
+@pytest.mark.parametrize(  # ddp meets the dead in the backward pass
+    "parallel", ["flat", pytest.param("ddp", marks=pytest.mark.slow)]
+)
 def test_survivors_say_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch, parallel: str) -> None:
     inner = RecursiveReasoningTask.loss
 

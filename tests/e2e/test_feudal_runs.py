@@ -106,7 +106,15 @@ def test_what_is_odd_is_said(words: str) -> None:
     assert [f for f in report.of("WARN") if WARNED[words] in f.message], [f.message for f in report.of("WARN")]
 
 
-@pytest.mark.parametrize("words", ["", "loss.feudal_loss_weight=0.05", "arch.subgoal_head.gating=false", "arch=hrm"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        pytest.param("loss.feudal_loss_weight=0.05", marks=pytest.mark.slow),
+        pytest.param("arch.subgoal_head.gating=false", marks=pytest.mark.slow),
+        pytest.param("arch=hrm", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_usual_is_not(words: str) -> None:
     report = verify_command(["python", "pretrain.py", "device=cpu", *words.split()], root=ROOT)
     assert not report.of("WARN") + report.of("FAIL")

@@ -110,6 +110,7 @@ def test_a_fault_of_the_toy_family_is_observed_and_then_stops_a_launch(project: 
         task.write_text(text)
 
 
+@pytest.mark.slow
 def test_two_ranks_under_ddp_train_the_same_model_and_the_parameter_of_its_loss(project: Path, trained: Path) -> None:
     """One call of the module makes model and loss, so DDP sees the loss head's parameter too."""
     with socket.socket() as free:

@@ -57,7 +57,7 @@ def compare(ours: Path, theirs: Path, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("extra", "tolerance"),
     [
-        pytest.param(("arch.forward_dtype=float64",), 1e-6, id="mlp_t-float64"),
+        pytest.param(("arch.forward_dtype=float64",), 1e-6, id="mlp_t-float64", marks=pytest.mark.slow),
         pytest.param((*ATTENTION, *DRAWN, "arch.forward_dtype=float64"), 1e-6, id="attention-float64-chains"),
         pytest.param((*HRM, "arch.forward_dtype=float64"), 1e-6, id="hrm-float64"),
         pytest.param(ATTENTION, 1e-6, id="attention-float32"),

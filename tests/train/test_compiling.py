@@ -14,7 +14,7 @@ from tests.conftest import _entry, metrics, run_forked
 from tests.train.conftest import TINY, attempt, train
 
 
-@pytest.mark.parametrize("mode", ["block", "full"])
+@pytest.mark.parametrize("mode", [pytest.param("block", marks=pytest.mark.slow), "full"])
 def test_train_agrees_with_off_and_sampling_compiles_nothing(
     place: Path, dynamo: None, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:

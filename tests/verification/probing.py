@@ -24,12 +24,16 @@ OBSERVED = tuple(code for code in DEEP if code not in ENCODER)
 ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
 
 
-def rules_and_probes(name: str, values: Sequence[str], probed: Iterable[str] = ()) -> pytest.MarkDecorator:
+def rules_and_probes(
+    name: str, values: Sequence[str], probed: Iterable[str] = (), fast: Iterable[str] = ()
+) -> pytest.MarkDecorator:
     """The rules, which take milliseconds, for each of `values`; those `probed` (none named: all) with the probes, too:
-    what a tiny instance adds takes seconds, and is in the slow tests."""
+    what a tiny instance adds takes seconds, and is in the slow tests. So are the rules for all but `fast` (all)."""
     some = set(probed) or set(values)
     assert some <= set(values)
-    cases = [pytest.param(value, False, id=f"{value}-rules") for value in values]
+    quick = set(fast) or set(values)
+    marks = {value: () if value in quick else pytest.mark.slow for value in values}
+    cases = [pytest.param(value, False, id=f"{value}-rules", marks=marks[value]) for value in values]
     cases += [SLOW(value, True, id=f"{value}-probes") for value in values if value in some]
     return pytest.mark.parametrize((name, "probes"), cases)
 

@@ -28,7 +28,7 @@ def judged(line: str, probes: bool = False) -> Report:
     return verify_command(shlex.split(line), root=ROOT, local_data=False, probes=probes)
 
 
-@rules_and_probes("recipe", RECIPES, probed=("cfg_train", "cfg_train_fast"))
+@rules_and_probes("recipe", RECIPES, probed=("cfg_train", "cfg_train_fast"), fast=RECIPES[:2])
 def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
     start = f"python train.py --config-name={recipe}"
     modes = MODES.values() if probes or recipe == RECIPES[0] else [""]
