@@ -43,15 +43,15 @@ def report(args: argparse.Namespace) -> None:
     import torch
 
     from reports.output import write_json_result
-    from tasks.recursive_reasoning.checkpoint_benchmark import measure, show, touch
+    from tasks.recursive_reasoning.checkpoint_benchmark import measure, show, time_table_update
 
     torch.set_num_threads(args.threads)
-    touched = touch(args.identifiers, args.width)
+    update = time_table_update(args.identifiers, args.width)
     with tempfile.TemporaryDirectory(prefix="bench-checkpoint-", dir=args.folder) as folder:
         figures = measure(args.identifiers, args.width, args.rounds, Path(folder))
-    show(figures, touched)
+    show(figures, update)
     if args.json is not None:
-        write_json_result(args.json, {**figures, "touch": touched})
+        write_json_result(args.json, {**figures, "touch": update})
 
 
 def main() -> int:

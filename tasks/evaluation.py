@@ -1,4 +1,4 @@
-"""Evaluate a stored run as its task does at the end of training: what scripts/evaluate.py does for any family."""
+"""Evaluate a stored run with its task's final evaluation: the part of scripts/evaluate.py that all families share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULTS = {
     "select": None,
     "sigma": None,
 }
-"""Arguments that only some families give a meaning to, with their defaults."""
+"""Arguments that only some families support, with their defaults."""
 
 
 def evaluate_run(
@@ -42,18 +42,19 @@ def evaluate_run(
     limits: Mapping[str, str] | None = None,
     opener: Callable[..., OpenedCheckpoint] = open_checkpoint,
 ) -> None:
-    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask.
+    """Load a checkpoint, evaluate it, print the metrics and write them as JSON, for the arguments of
+    scripts/evaluate.py.
 
     Args:
-        override_data: (checkpoint, what --data names) -> keys of the config that evaluate on it.
-        mode: a key of the config that decides what the numbers mean: it is printed with them.
-        keys: further keys to keep with the result.
-        limits: arguments that limit what is evaluated, and the key of the config (or of a block in it) that each of
-            them replaces; `all` is null. They are in the name of the result.
-        opener: for a family whose figures need more of a checkpoint than the weights.
+        override_data: (checkpoint, paths of --data) -> config keys that select these data sets.
+        mode: config key that decides what the numbers mean; printed with them.
+        keys: further config keys to store with the result.
+        limits: argument that limits what is evaluated -> the config key (or block.key) that it overrides; `all` is
+            null. Limits appear in the name of the result file.
+        opener: opens the checkpoint, for a family whose metrics need more of it than the weights.
 
     Raises:
-        UsageError: an argument without a meaning for this family, no usable checkpoint or data.
+        UsageError: an argument that this family does not support, no usable checkpoint or data.
     """
     stored, limits = find_checkpoint(args.checkpoint), limits or {}
     asked_for = {name: value for name in limits if (value := getattr(args, name)) is not None}
@@ -70,7 +71,7 @@ def evaluate_run(
             chosen = None if value == "all" else value
             overrides[block] = {**stored.config[block], key: chosen} if dot else chosen
         if "max_groups" in asked_for and "max_examples" not in asked_for:
-            overrides[limits["max_examples"]] = None  # groups are whole
+            overrides[limits["max_examples"]] = None  # groups are evaluated whole
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
         require_average(opened, args.weights)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
@@ -107,6 +108,6 @@ def evaluate_run(
 
 
 def _setting(config: Any, key: str) -> Any:
-    """The value of a key, or of one of a block (arch.n_passes)."""
+    """The value of a config key, or of a key in a block (arch.n_passes)."""
     block, dot, inner = key.partition(".")
     return getattr(config, block)[inner] if dot else getattr(config, block)

@@ -1,6 +1,6 @@
-"""Models as graphs that run without this project: torch.export programs and ONNX files, for scripts/export.py.
+"""Export models as graphs that run without this project: torch.export programs and ONNX files, for scripts/export.py.
 
-A family defines the graph of its model. Here it is written, read back, and given the inputs that the model was given.
+A family defines the graph of its model. This file writes it, reads it back and compares its logits with the model's.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from engine.io import atomic_directory, atomic_write_json, atomic_write_text, pr
 from reports.model_card import CARD, Verify, model_card
 
 FILES = {"export": "model.pt2", "onnx": "model.onnx"}
-"""The graph by format: what `torch.export.load` reads, what onnxruntime reads."""
+"""File name by format: for `torch.export.load`, for onnxruntime."""
 ABOUT = "export.json"
 TOLERANCE = 1e-4
-"""Largest difference of a logit from the model's own."""
+"""Largest allowed absolute difference between the graph's logits and the model's."""
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 LOADING = {
     "export": """
@@ -46,32 +46,32 @@ session = onnxruntime.InferenceSession("{name}/model.onnx")
 outputs = session.run(None, inputs)  # {outputs}
 """,
 }
-"""What a card shows: the graph called once, with zeros of the sizes of an example."""
+"""Code for the model card: call the graph once, on zeros of the example's shapes."""
 Run = Callable[..., tuple[Tensor, ...]]
-"""The tensors of `Graph.inputs` in order -> those of `Graph.outputs`."""
+"""Tensors in the order of `Graph.inputs` -> tensors in the order of `Graph.outputs`."""
 
 
 @dataclass(kw_only=True)
 class Graph:
-    """A model as a function of tensors alone, and how to check that what was written is that model."""
+    """A model as a pure function of tensors, and how to check that an exported file computes the same."""
 
     module: nn.Module
-    """In evaluation mode, on the CPU: a `Run`."""
+    """The model, callable like a `Run`, in evaluation mode on the CPU."""
     inputs: dict[str, Tensor]
-    """An example of each input. Sizes that vary must be at least 2 in it: torch.export takes 1 for a constant."""
+    """An example of each input. Dynamic dimensions must be at least 2: torch.export takes 1 for a constant."""
     sizes: Mapping[str, Mapping[int, Any]]
-    """Which dimensions of each input vary (torch.export.Dim)."""
+    """Dynamic dimensions of each input (torch.export.Dim)."""
     outputs: tuple[str, ...]
     expected: Tensor
-    """The model's own logits for questions of several sizes."""
-    answer: Callable[[Run], Tensor]
-    """Those of a graph for the same questions."""
-    asked: str
-    """The questions in words."""
-    also: Callable[[Run], str] = lambda run: ""
-    """A further comparison, in words."""
-    about: dict[str, Any]
-    """What export.json holds besides."""
+    """Logits of the model on check inputs of several sizes."""
+    logits: Callable[[Run], Tensor]
+    """Logits of an exported graph on the same inputs."""
+    checked_on: str
+    """Description of the check inputs."""
+    further_check: Callable[[Run], str] = lambda run: ""
+    """Runs a further comparison; returns its result as text."""
+    metadata: dict[str, Any]
+    """Further content of export.json."""
     checkpoint: Any
     """engine.checkpoint.manifest.Checkpoint"""
     weights: str
@@ -81,12 +81,12 @@ class Graph:
     tags: Sequence[str]
     advice: Sequence[str] = ()
     """Lines about the inputs, for the model card."""
-    beside: Callable[[Path, str], list[str]] = lambda folder, format: []
-    """Writes what else belongs into the folder, for a format; returns lines to print."""
+    write_more: Callable[[Path, str], list[str]] = lambda folder, format: []
+    """(folder, format): writes further files of the export; returns lines to print."""
 
 
 def require_format(name: str) -> None:
-    """Raises: UsageError where the libraries of a format are not installed, before anything is loaded."""
+    """Raise UsageError if a library of the format is not installed, before anything is loaded."""
     if name == "onnx":
         for library in LIBRARIES:
             try:
@@ -96,17 +96,17 @@ def require_format(name: str) -> None:
 
 
 def require_precision(run: object, dtype: torch.dtype) -> None:
-    """Raises: UsageError for a model that computes in less than float32, whose rounding no graph repeats."""
+    """Raise UsageError for a model that computes in less than float32: no graph reproduces its rounding."""
     if dtype not in (torch.float32, torch.float64):
         short = str(dtype).removeprefix("torch.")
         raise UsageError(f"{run} computes in {short} (arch.forward_dtype): only float32 and float64 are exported")
 
 
 def write_graph(graph: Graph, args: argparse.Namespace, verify: Verify | None) -> None:
-    """Write the folder `args.out`, whole or not at all, if the graph that was written answers as the model does.
-    `verify` judges the run for the model card.
+    """Export to the folder `args.out`, atomically, if the written graph reproduces the model's logits. `verify` checks
+    the run for the model card.
 
-    Raises: UsageError for a folder that cannot be made, a model that cannot be traced; RunFailure for other answers.
+    Raises: UsageError if the folder cannot be created or the model cannot be traced; RunFailure if logits differ.
     """
     folder = Path(os.path.abspath(args.out))
     try:
@@ -114,38 +114,38 @@ def write_graph(graph: Graph, args: argparse.Namespace, verify: Verify | None) -
             file = temporary / FILES[args.format]
             with _quiet():
                 run = {"export": _write_program, "onnx": _write_onnx}[args.format](graph, file)
-                apart = float((graph.answer(run) - graph.expected).abs().max())
-                also = graph.also(run)
-            if not apart <= TOLERANCE:
+                error = float((graph.logits(run) - graph.expected).abs().max())
+                further = graph.further_check(run)
+            if not error <= TOLERANCE:
                 raise RunFailure(
-                    f"the graph's logits differ from the model's by {apart:.2g}, more than {TOLERANCE:g}: not written"
+                    f"the graph's logits differ from the model's by {error:.2g}, more than {TOLERANCE:g}: not written"
                 )
-            lines = graph.beside(temporary, args.format)
-            atomic_write_json(temporary / ABOUT, _about(graph, args.format, apart))
+            lines = graph.write_more(temporary, args.format)
+            atomic_write_json(temporary / ABOUT, _about(graph, args.format, error))
             atomic_write_text(temporary / CARD, _card(graph, args, folder.name, verify))
             size = sum(path.stat().st_size for path in temporary.glob(f"{file.name}*"))
     except FileExistsError:
         raise UsageError(f"{args.out} exists already: remove it or choose another folder") from None
-    except FileNotFoundError as error:
-        raise UsageError(f"{args.out} cannot be created ({error}): choose another folder") from None
+    except FileNotFoundError as reason:
+        raise UsageError(f"{args.out} cannot be created ({reason}): choose another folder") from None
     print_rank0(f"graph       {args.out}/{file.name} ({size / 1e6:.1f} MB)")
     for line in lines:
         print_rank0(line)
-    print_rank0(f"checked     {graph.asked}: logits differ by at most {apart:.1e}{also and f'; {also}'}")
+    print_rank0(f"checked     {graph.checked_on}: logits differ by at most {error:.1e}{further and f'; {further}'}")
 
 
-def _about(graph: Graph, format: str, apart: float) -> dict[str, Any]:
+def _about(graph: Graph, format: str, error: float) -> dict[str, Any]:
     """The content of export.json."""
     return {
         "format": format,
         "file": FILES[format],
-        "inputs": _forms(graph),
+        "inputs": _input_specs(graph),
         "outputs": list(graph.outputs),
         "run": "/".join(graph.checkpoint.path.parts[-4:-2]),
         "step": graph.checkpoint.step,
         "weights": graph.weights,
-        **graph.about,
-        "checked": {"questions": graph.asked, "largest_difference": apart},
+        **graph.metadata,
+        "checked": {"questions": graph.checked_on, "largest_difference": error},
     }
 
 
@@ -165,7 +165,7 @@ def _card(graph: Graph, args: argparse.Namespace, name: str, verify: Verify | No
 
 
 def _zeros(graph: Graph, format: str) -> str:
-    """Code that makes an example of the inputs by name, below the comment of `Graph.advice`."""
+    """Code that builds zero inputs by name, after `Graph.advice` as comments."""
     library = {"export": "torch", "onnx": "np"}[format]
     rows = [
         f'    "{name}": {library}.zeros({tuple(tensor.shape)}, dtype={library}.{str(tensor.dtype)[6:]}),'
@@ -174,14 +174,14 @@ def _zeros(graph: Graph, format: str) -> str:
     return "\n".join([*(f"# {line}" for line in graph.advice), "inputs = {", *rows, "}"])
 
 
-def _forms(graph: Graph) -> dict[str, dict[str, Any]]:
-    """Of each input the dtype, and its sizes, where one that varies has a name."""
-    forms = {}
+def _input_specs(graph: Graph) -> dict[str, dict[str, Any]]:
+    """Dtype and shape of each input; a dynamic dimension is given by name."""
+    specs = {}
     for name, tensor in graph.inputs.items():
-        varying = {number: size.__name__ for number, size in graph.sizes[name].items()}
-        shape = [varying.get(number, size) for number, size in enumerate(tensor.shape)]
-        forms[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
-    return forms
+        dynamic = {number: size.__name__ for number, size in graph.sizes[name].items()}
+        shape = [dynamic.get(number, size) for number, size in enumerate(tensor.shape)]
+        specs[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
+    return specs
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
@@ -222,15 +222,15 @@ def _write_onnx(graph: Graph, file: Path) -> Run:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        given = {name: tensor.numpy() for name, tensor in zip(graph.inputs, tensors, strict=True)}
-        return tuple(map(torch.from_numpy, session.run(list(graph.outputs), given)))
+        feed = {name: tensor.numpy() for name, tensor in zip(graph.inputs, tensors, strict=True)}
+        return tuple(map(torch.from_numpy, session.run(list(graph.outputs), feed)))
 
     return run
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' messages about libraries that are not used here."""
+    """Silence the exporters' messages about libraries that are not used here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,5 +1,4 @@
-"""What the commands on a stored run share, whatever its family: arguments, where its data lie, and whether they are
-still what the run saw."""
+"""Helpers of every command that loads a stored run: arguments, where its data is, and whether the data has changed."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The checkpoint, what to feed it, and how."""
+    """Add the arguments that choose a checkpoint, its weights, the data and the device."""
     parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="which examples; default: test")
     parser.add_argument("--data", nargs="+", metavar="PATH", help="data sets; default: those the run was evaluated on")
@@ -39,22 +38,22 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of these arguments that are keywords of a family's `load_puzzle_run`."""
+    """The arguments that `load_puzzle_run` of a family takes as keywords."""
     return {name: getattr(args, name) for name in ("split", "data", "steps", "weights", "device")}
 
 
 TEXT = {"prompt": ["\n"], "max_new_tokens": 500, "num_samples": 1, "temperature": 0.8, "top_k": [200]}
-"""Arguments of scripts/sample.py where none are given, for models that were trained on text."""
+"""Default arguments of scripts/sample.py for models trained on text."""
 
 
 def with_defaults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> argparse.Namespace:
-    """`args` with the defaults of those that were not given (None)."""
-    left = {name: value for name, value in defaults.items() if getattr(args, name) is None}
-    return argparse.Namespace(**{**vars(args), **left})
+    """`args` with `defaults` filled in where a value is None."""
+    missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
+    return argparse.Namespace(**{**vars(args), **missing})
 
 
 def pick_checkpoint(run: Path, name: str) -> Path:
-    """The checkpoint `name` of a run; the path of one stays as it is. Raises: UsageError that lists the checkpoints."""
+    """Checkpoint `name` of a run; a checkpoint path is returned as is. Raises: UsageError listing the checkpoints."""
     from engine.checkpoint.store import CheckpointStore
 
     if not (run / "checkpoints").is_dir() or runs_below(run / "checkpoints"):
@@ -65,10 +64,10 @@ def pick_checkpoint(run: Path, name: str) -> Path:
     return store.resolve(name, "--checkpoint")
 
 
-def misfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The first tensor of a checkpoint (`given`) and of the model (`own`) whose shapes differ, in words; "" where all
-    agree."""
-    theirs, ours = ({name: list(tensor.shape) for name, tensor in state.items()} for state in (given, own))
+def shape_mismatch(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Describe the first tensor whose shape differs between a checkpoint (`stored`) and the model (`own`); "" if all
+    shapes match."""
+    theirs, ours = ({name: list(tensor.shape) for name, tensor in state.items()} for state in (stored, own))
     for name in (*ours, *theirs):
         if (there := theirs.get(name, "missing")) != (here := ours.get(name, "missing")):
             return f"{name} is {there} in the checkpoint, {here} in this model"
@@ -76,16 +75,16 @@ def misfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
 
 
 def require_average(opened: Any, weights: str | None) -> None:
-    """Raises UsageError where `weights` asks for averaged ones and `opened` (OpenedCheckpoint) has none."""
+    """Raise UsageError if averaged weights are asked for and `opened` (OpenedCheckpoint) has none."""
     if weights == "ema" and opened.weights != "ema":
         raise UsageError(f"{opened.run_dir} keeps no averaged weights (ema=false): use --weights raw")
 
 
 def home_of(checkpoint: Path) -> Path:
-    """The folder that the relative data paths of a run start from.
+    """The folder that a run's relative data paths are resolved against.
 
-    Where the run was started, if its data are there; else, for a run that was moved, a folder above it or the current
-    one, whichever has them.
+    The recorded working directory, if the data is there; for a run that was moved, the first parent folder that has
+    the data, or the current folder.
     """
     run_dir = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.resolve().parent.parent
     started = _environment(run_dir).get("working_directory")
@@ -98,7 +97,7 @@ def home_of(checkpoint: Path) -> Path:
 
 
 def _data_names(checkpoint: Path) -> list[str]:
-    """Relative data paths in a checkpoint's config; none where it cannot be read, which loading it will report."""
+    """Relative data paths of a checkpoint's config; empty if it cannot be read, which loading will report."""
     from engine.run.load_run import find_checkpoint
 
     try:
@@ -114,13 +113,13 @@ def _environment(run_dir: Path) -> dict[str, Any]:
 
 
 def data_identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a result records of a data set: path, hashes, whether it stands in for another."""
+    """The facts about a data set that a result stores: path, hashes, whether it is a stand-in."""
     card = next((card for card in cards if card.get("path") == str(folder)), None) or describe(folder)
     return {key: card[key] for key in (*DATA_MARKS, "stand_in") if key in card}
 
 
 def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
-    """A warning for each data set that the run did not see. `checkpoint`: engine.checkpoint.manifest.Checkpoint."""
+    """Warn about each data set that differs from the run's. `checkpoint`: engine.checkpoint.manifest.Checkpoint."""
     environment = _environment(checkpoint.path.parent.parent)
     for entry in data:
         if (change := data_change(checkpoint.extra, environment, entry)) is not None:

@@ -1,4 +1,4 @@
-"""The block `optimizer` of a config: one optimizer for all, or one for hidden matrices and another for the rest."""
+"""The `optimizer` block of a config: one optimizer for all parameters, or one for hidden matrices plus `rest`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engine.optim import build_optimizer
 
 MATRICES_ONLY = ("muon", "normuon")
 RATE_FINDERS = ("prodigy", "dadapt")
-"""How the names of optimizers begin that estimate the learning rate."""
+"""Name prefixes of optimizers that estimate the learning rate themselves."""
 USUAL_RATES = {"sgd": 5e-2, "adagrad": 1e-2, "adafactor": 1e-2, "shampoo": 1e-2}
-"""Of optimizers that hardly move at AdamW's."""
+"""Usual learning rates of optimizers that make hardly any progress at AdamW's."""
 
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """An optimizer of `engine.optim`; `lr` is its peak rate, None that of the run."""
+    """An optimizer of `engine.optim`; `lr` is its peak learning rate, None the run's."""
 
     name: str
     options: dict[str, Any]
@@ -30,10 +30,10 @@ class OptimizerChoice:
 
 
 def optimizer_settings(optimizer: Mapping[str, Any]) -> list[OptimizerChoice]:
-    """The optimizer, and what takes the rest where it is for hidden matrices only.
+    """The optimizer of a block, followed by its `rest` if it only takes hidden matrices.
 
     Raises:
-        UsageError: keys that mean nothing here, or a matrix optimizer without `rest`.
+        UsageError: unknown keys, or a matrix optimizer without `rest`.
     """
     _check_keys("optimizer", optimizer, {"name", "options", "rest"})
     name, rest = str(optimizer.get("name")), optimizer.get("rest") or {}
@@ -57,16 +57,16 @@ def optimizer_settings(optimizer: Mapping[str, Any]) -> list[OptimizerChoice]:
 
 
 def check_optimizers(optimizer: Mapping[str, Any], lr: float) -> None:
-    """Try each one of the block. Raises: UsageError."""
+    """Check every optimizer of the block. Raises: UsageError."""
     for choice in optimizer_settings(optimizer):
         check_optimizer(choice.name, choice.options, lr if choice.lr is None else choice.lr)
 
 
 def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float) -> None:
-    """Build it over a toy; a note where the learning rate is far below what it needs.
+    """Build the optimizer over a toy parameter; print a note if the learning rate is far below its usual one.
 
     Raises:
-        UsageError: an unknown optimizer or option; one that learns nothing at this rate.
+        UsageError: an unknown optimizer or option, or an optimizer that learns nothing at this rate.
     """
     build_optimizer(name, {"toy": nn.Parameter(torch.zeros(4, 3))}, learning_rate, options)
     inner = str(options.get("inner", "adamw")) if name == "lookahead" else name

@@ -1,5 +1,5 @@
-"""What verification has to know about data sets of puzzles, for each family that trains on them: by dataset.json or the
-catalogue; and tiny ones of its own.
+"""Puzzle data sets for verification, shared by every family that trains on puzzles: their properties (from dataset.json
+or the catalogue), rules about them, and tiny data sets for probes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CATALOGUE = "dataset/catalog.py"
 
 
 def puzzle_data(config: dict[str, Any], folder: Path, local: bool) -> Iterator[DataPath]:
-    """The entries of data_paths and data_paths_test in `folder`; `local`: whether this machine's data are read."""
+    """The data sets of data_paths and data_paths_test, relative to `folder`; `local`: whether to read files on disk."""
     for key in ("data_paths", "data_paths_test"):
         for path in config.get(key) or []:
             yield read_puzzles(str(path), key, folder, local, config.get("offline") != "error")
 
 
 def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool = True) -> DataPath:
-    """One puzzle data set."""
+    """Describe one puzzle data set, from its dataset.json if it is on disk, else from the catalogue."""
     from dataset.catalog import BUILT, PUBLISHED
     from dataset.metadata import refuse_split
 
@@ -53,7 +53,7 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
             raise ValueError(f"mean_puzzle_examples is {mean}")
     except (UsageError, ValueError, KeyError, TypeError) as error:
         why = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-        if not isinstance(error, UsageError):  # which names the file
+        if not isinstance(error, UsageError):  # a UsageError names the file already
             why = f"{path}/train/dataset.json: {why}"
         return DataPath(path, key, "there", problem=why)
     encoder = (root / "train" / ENCODER_FILE).exists()
@@ -65,7 +65,7 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
 
 
 def training_groups(config: dict[str, Any], data: Iterable[DataPath]) -> int | None:
-    """Groups of puzzles that are trained on, less those held back for validation; None where that is unknown."""
+    """Number of training groups without those held out for validation; None if unknown."""
     from dataset.held_back import validation_count
 
     sizes = [entry.groups for entry in data if entry.key == "data_paths"]
@@ -81,35 +81,35 @@ def write_puzzles(
     root: Path,
     draw: Callable[[Any, int], tuple[Any, Any]],
     splits: Mapping[str, tuple[int, int, int]],
-    words: int,
+    vocab_size: int,
     demonstrations: int = 0,
     builder: str = "",
 ) -> None:
-    """A data set of puzzles, each with its own identifier, of one example beside its demonstrations.
+    """Write a data set whose puzzles each have their own identifier and one example, besides any demonstrations.
 
-    `splits`: name -> (puzzles, identifier of the first, seed); `draw`: (random numbers, puzzles) -> inputs and labels.
+    `splits`: name -> (puzzles, first identifier, seed); `draw`: (generator, puzzles) -> inputs and labels.
     """
     import numpy as np
 
     from dataset.writing import SplitArrays, write_dataset
 
-    made = {}
+    arrays = {}
     for split, (count, first, seed) in splits.items():
         inputs, labels = draw(np.random.default_rng((first, seed)), count)
         numbers, steps = np.arange(first, first + count), np.arange(count + 1)
         shown = np.full(count, demonstrations) if demonstrations else None
-        made[split] = SplitArrays(inputs, labels, numbers, steps * (demonstrations + 1), steps, shown)
+        arrays[split] = SplitArrays(inputs, labels, numbers, steps * (demonstrations + 1), steps, shown)
     last = max(first + count for count, first, _ in splits.values())
     write_dataset(
         root,
-        made,
-        vocab_size=words,
+        arrays,
+        vocab_size=vocab_size,
         seq_len=inputs.shape[1],
         card={"source": "generated", "name": "probe"} | ({"builder": builder} if builder else {}),
         identifiers=["<blank>", *(f"puzzle-{number}" for number in range(1, last))],
         data_mode="encoder" if demonstrations else "embedding",
     )
-    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of them is asked
+    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # arc@ARC reads it
 
 
 # --- rules: contents --------------------------------------------------------------------------------------------------
@@ -127,8 +127,8 @@ def rows_of(root: Path, split: str, kind: str) -> Iterator[Any]:
         yield from getattr(part, kind)
 
 
-def shared(subject: Subject, kind: str) -> int:
-    """Rows of the test splits that are also rows of the training splits."""
+def overlapping_rows(subject: Subject, kind: str) -> int:
+    """Number of rows of the test splits that the training splits contain too."""
     sets, root = there(subject), subject.trace.cwd
     train = [entry for entry in sets if entry.key == "data_paths"]
     test = [entry for entry in sets if entry.key == "data_paths_test"] or train
@@ -137,16 +137,17 @@ def shared(subject: Subject, kind: str) -> int:
 
 
 def disjoint(subject: Subject) -> Iterator[Finding]:
+    """DAT520, DAT521: test examples, and their answers, are not among the training examples."""
     for code, level, kind, text in (
         ("DAT520", "FAIL", "inputs", "are also training examples"),
         ("DAT521", "WARN", "labels", "have the answer of a training example"),
     ):
-        if count := shared(subject, kind):
+        if count := overlapping_rows(subject, kind):
             yield finding(code, level, f"{count} test example(s) {text}", there(subject)[0].path)
 
 
 def contents(subject: Subject) -> Iterator[Finding]:
-    """DAT523."""
+    """DAT523: every token id is below vocab_size."""
     import numpy as np
 
     from dataset.format import load_splits

@@ -1,5 +1,5 @@
-"""What verification has to know about data sets of text, for each family that trains on them: by meta.json or the table
-of names; and tiny ones of its own.
+"""Text data sets for verification, shared by every family that trains on text: their properties (from meta.json or the
+table of named data sets), rules about them, and tiny data sets for probes.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from verification.rules.data import there
 from verification.subject import Subject
 
 FIXED = ("byte", "gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
-"""Tokenizers with one vocabulary for all texts; the others make theirs from the text."""
+"""Tokenizers with one fixed vocabulary; the others build theirs from the text."""
 MODES = {"single": "dataset", "multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
 
 
 @dataclass(frozen=True)
 class TextPath(DataPath):
-    """One text data set. What is not known is empty or None."""
+    """A text data set. Unknown fields are empty or None."""
 
     tokenizer: str = ""
     vocabulary: str = ""
-    """Two data sets whose vocabularies are called the same read a number as the same piece of text."""
+    """Name of the vocabulary: in two data sets of the same name a token id stands for the same piece of text."""
     lengths: dict[str, int] = field(default_factory=dict)
-    """Tokens of each split."""
+    """Tokens per split."""
     text: str = ""
-    """The source of the text by the table of names: equal for two tokenizations of one text."""
+    """Source of the text (table of named data sets): equal for two tokenizations of one text."""
 
 
 def text_data(config: dict[str, Any], folder: Path, local: bool) -> list[TextPath]:
-    """The data sets of a config that trains on text, in the order of their key; none for other configs."""
+    """The data sets of a config that trains on text, in config order; empty for other configs."""
     key = MODES.get(str(config.get("training_mode")), "")
     names = config.get(key)
     names = [names] if isinstance(names, str) else names
@@ -48,7 +48,7 @@ def text_data(config: dict[str, Any], folder: Path, local: bool) -> list[TextPat
 
 
 def read_text_data(name: str, key: str, folder: Path, local: bool, stand_ins: bool) -> TextPath:
-    """data/`name`, or `name` where it is a path (relative to `folder`)."""
+    """Describe data/`name`, or `name` itself if it is a path (relative to `folder`)."""
     from dataset.text.named import NAMED
 
     path = name if "/" in name or name.startswith("~") else f"data/{name}"
@@ -81,7 +81,7 @@ def _there(path: TextPath, root: Path) -> TextPath:
         state = read_bytes(root / "tokenizer.json") if (root / "tokenizer.json").exists() else b""
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return replace(path, problem=f"{path.path}/meta.json cannot be used: {error!r}")
-    # an old pickle is opened by the run, which refuses anything but a plain value
+    # A legacy meta.pkl is left to the run, which refuses anything but plain values.
     vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"
     return replace(path, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{path.path}/{meta.name}")
 
@@ -89,22 +89,23 @@ def _there(path: TextPath, root: Path) -> TextPath:
 def write_tokens(
     folder: Path,
     lengths: Mapping[str, int],
-    words: int,
+    vocab_size: int,
     seeds: Iterable[int],
     *,
     key: tuple[int, ...] = (),
     eot: int = 0,
 ) -> None:
-    """A data set of random text; with `eot` every so many-th token is the last word, which ends a document."""
+    """Write a data set of random tokens; with `eot`, every `eot`-th token is the last id, which ends a document."""
     import numpy as np
 
     folder.mkdir(parents=True)
     for (split, count), seed in zip(lengths.items(), seeds, strict=True):
-        tokens = np.random.default_rng((*key, count, seed)).integers(0, words - bool(eot), count)
+        tokens = np.random.default_rng((*key, count, seed)).integers(0, vocab_size - bool(eot), count)
         if eot:
-            tokens[eot - 1 :: eot] = words - 1
+            tokens[eot - 1 :: eot] = vocab_size - 1
         tokens.astype("<u2").tofile(folder / f"{split}.bin")
-    meta = {"vocab_size": words, "dtype": "uint16", "tokens": dict(lengths)} | ({"eot": words - 1} if eot else {})
+    meta: dict[str, Any] = {"vocab_size": vocab_size, "dtype": "uint16", "tokens": dict(lengths)}
+    meta |= {"eot": vocab_size - 1} if eot else {}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
@@ -112,7 +113,7 @@ def write_tokens(
 
 
 def contents(subject: Subject) -> Iterator[Finding]:
-    """DAT523."""
+    """DAT523: every token id is below vocab_size."""
     from dataset.text.stream import TokenStream
 
     for entry in there(subject):
@@ -129,7 +130,7 @@ def contents(subject: Subject) -> Iterator[Finding]:
 
 
 def texts(subject: Subject, *keys: str) -> list[TextPath]:
-    """The text data sets, or those that one of `keys` names. Raises NotApplicable where there are none."""
+    """The config's text data sets, or only those named by `keys`. Raises NotApplicable if there are none."""
     need_config(subject)
     sets = [one for one in subject.data if isinstance(one, TextPath) and (one.key in keys or not keys)]
     if not sets:
@@ -138,6 +139,7 @@ def texts(subject: Subject, *keys: str) -> list[TextPath]:
 
 
 def pretrained_tokens(subject: Subject) -> Iterator[Finding]:
+    """DAT540: pretrained GPT-2 weights see GPT-2 tokens."""
     known = [entry for entry in texts(subject) if entry.tokenizer]
     if not known or (subject.resolved or {}).get("init_from") != "gpt2":
         raise NotApplicable("no pretrained vocabulary, or the tokenizer of the data is not known")
@@ -147,6 +149,7 @@ def pretrained_tokens(subject: Subject) -> Iterator[Finding]:
 
 
 def one_vocabulary(subject: Subject) -> Iterator[Finding]:
+    """DAT541: data sets that share one token table share one vocabulary."""
     kinds = {entry.vocabulary: entry for entry in texts(subject, "dataset_list") if entry.vocabulary}
     if len(kinds) > 1 and not (subject.resolved or {}).get("multidataset_wte"):
         names = ", ".join(f"{entry.path} ({entry.tokenizer})" for entry in kinds.values())
@@ -155,6 +158,7 @@ def one_vocabulary(subject: Subject) -> Iterator[Finding]:
 
 
 def aligned(subject: Subject) -> Iterator[Finding]:
+    """DAT542: the streams of a multicontext run annotate one text, token by token."""
     streams, place = texts(subject, "multicontext_datasets"), subject.place
     paths = [entry.path for entry in streams]
     for path in sorted({path for path in paths if paths.count(path) > 1}):

@@ -16,8 +16,8 @@ _RANDOM = Showing()
 
 @dataclass(kw_only=True)
 class ETRMConfig(EpisodeConfig):
-    """Recursive reasoning over demonstrations. Steps below are optimizer steps: one ACT step for each slot, or, of a
-    model with a fixed number of them, a whole example."""
+    """Recursive reasoning over demonstrations. Steps are optimizer steps: one ACT step for each slot or, for a model
+    with a fixed number of ACT steps, a whole example."""
 
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": TRMWithEncoderConfig}
 
@@ -83,7 +83,7 @@ class ETRMConfig(EpisodeConfig):
             )
 
     def showing(self) -> Showing:
-        """What training examples ask and show. Raises: ValueError."""
+        """The settings that choose query and demonstrations of training examples. Raises: ValueError."""
         return Showing(
             query_policy=self.query_policy,
             demo_order=self.demo_order,

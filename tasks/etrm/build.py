@@ -1,4 +1,4 @@
-"""How a run of pretrain_etrm.py is built: data with demonstrations, model, loss, task, and the plan of the trainer."""
+"""Build a run of pretrain_etrm.py: data with demonstrations, model, loss, task, and the plan for the trainer."""
 
 from __future__ import annotations
 
@@ -27,26 +27,25 @@ from tasks.recursive_reasoning.groups import param_groups
 
 
 def check(config: ETRMConfig) -> None:
-    """Names and keys of the architecture and the evaluators. Raises: UsageError."""
+    """Check the architecture and the evaluators of a config. Raises: UsageError."""
     FAMILY.read_arch(config)
     create_evaluators(config.evaluators)
 
 
 def create_model(config: ETRMConfig, shape: PuzzleShape, runtime: Runtime) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, on the device. Raises: UsageError where they misfit the
-    data."""
+    """(model, loss head) of `config.arch`, on the device. Raises: UsageError if they do not fit the data."""
     return building.create_model(FAMILY.read_arch(config), shape, runtime)
 
 
 def build(
     config: ETRMConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
-    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    """Build data, model, loss and task of a run; returns the plan for the trainer."""
     folders, tests = usable_folders(config)
     train, test = few_shot(load_splits(folders, "train")), few_shot(load_splits(tests, "test"))
     for split in test:
         check_agreement(train, split.metadata, split.root / split.split / "dataset.json")
-    # The leakage report of a folder is about its own training tasks.
+    # A folder's leakage report only covers its own training tasks.
     test = [split if split.root in folders else replace(split, leakage="unchecked") for split in test]
     held_back = hold_back(train, config)
     sampler = FewShotSampler(
@@ -58,7 +57,7 @@ def build(
     )
     plan = SlotPlan(sampler.examples_per_epoch, config)
     meta = train[0].metadata
-    # The number of puzzles sizes nothing.
+    # No tensor of these models depends on the number of puzzles.
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
     decoder = find_decoder(config, model, test) if config.load_pretrained_decoder else None
@@ -89,18 +88,18 @@ def build(
         plan.evaluation_steps(config.min_eval_interval),
         held_back,
         [*folders, *tests],
-        splits=_described(held_back.splits, decoder),
+        splits=_describe_splits(held_back.splits, decoder),
         start=None if decoder is None else decoder.load,
     )
 
 
-def _described(splits: dict[str, str], decoder: Decoder | None) -> dict[str, str]:
-    """The evaluations in words; what they are worth depends on what a loaded decoder has seen."""
+def _describe_splits(splits: dict[str, str], decoder: Decoder | None) -> dict[str, str]:
+    """Descriptions of the evaluation splits, with the provenance of a loaded decoder: it may have seen the tests."""
     return {name: text if decoder is None else f"{text}; {decoder.provenance}" for name, text in splits.items()}
 
 
 def _not_trained(train: Sequence[PuzzleSplit], held_back: HeldBack, most: int | None) -> list[np.ndarray] | None:
-    """The groups of each split that are not trained on: those held back, and all others beyond the first `most`."""
+    """The groups of each split that are not trained on: held-out ones, and others beyond the first `most`."""
     if most is None:
         return held_back.groups
     out, left = [], most
@@ -113,7 +112,7 @@ def _not_trained(train: Sequence[PuzzleSplit], held_back: HeldBack, most: int | 
 
 
 def groups_of(model: TRMWithEncoder, config: ETRMConfig) -> list[ParamGroup]:
-    """One optimizer group for the encoder, one for all else."""
+    """The optimizer groups: one for the encoder, one for everything else."""
     return param_groups(
         model,
         lr=config.lr,

@@ -1,7 +1,7 @@
-"""Runs of several encoders side by side: what training learned by heart, whether it used the context, and sizes.
+"""Compare runs of several encoders: accuracy on the training data, use of the context, and sizes.
 
-Figures are those of the last steps of training in each run's metrics; sizes are those of its model with its own data.
-Runs called NAME_0, NAME_1, ... are seeds of one set-up, NAME.
+Metrics are the last training values that each run has logged; sizes are those of its model with its own data.
+Runs named NAME_0, NAME_1, ... are seeds of one set-up, NAME.
 Shapes: K demonstrations, L positions of a pair, D width, T context tokens, Z latents.
 """
 
@@ -23,7 +23,7 @@ from reports.runs import curve, first_step, run_folders_below
 from reports.tables import Column, Table
 
 REACHED = 0.9
-"""Share of exact answers in training that counts as learned."""
+"""Exact accuracy in training that counts as learned."""
 FIGURES = {
     "exact": "exact_accuracy",
     "own - other": "context_use_exact",
@@ -32,7 +32,7 @@ FIGURES = {
     "eff_rank": "eff_rank",
     "grad_coverage": "grad_coverage",
 }
-"""Heading -> `train/` metric, of the last step that has it."""
+"""Heading -> `train/` metric, at the last step that logged it."""
 SHAPES = {
     "pair [L, D]": "pair",
     "pairs [K, D]": "pairs",
@@ -41,16 +41,16 @@ SHAPES = {
     "context [T, D]": "context",
     "decoder [T + cells, D]": "decoder",
 }
-"""Heading -> what `_shapes` calls it."""
+"""Heading -> key in `_shapes`."""
 
 
 def write_encoder_report(args: argparse.Namespace) -> None:
-    """`scripts/fewshot_report.py --encoders`: read the runs below `args.run`, print, write. Raises: UsageError."""
+    """Compare the runs below `args.run` (`scripts/fewshot_report.py --encoders`). Raises: UsageError."""
     if not args.run.is_dir() or not (folders := run_folders_below(args.run)):
         raise UsageError(
             f"{args.run} has no runs: expected a folder of runs of pretrain_etrm.py, e.g. checkpoints/NAME"
         )
-    folders = with_figures(folders)
+    folders = with_metrics(folders)
     prepare_folder(args.out)
     learned, set_ups = learned_table(folders), set_ups_of(folders)
     tables = {"learned": learned, "sizes": sizes_table(set_ups)}
@@ -62,8 +62,8 @@ def write_encoder_report(args: argparse.Namespace) -> None:
     print_rank0(f"written     {args.out}: encoders.md, {', '.join(f'{name}.csv' for name in tables)}")
 
 
-def with_figures(folders: list[Path]) -> list[Path]:
-    """Those in which an example has ended; of each other one, a line. Raises: UsageError where none is left."""
+def with_metrics(folders: list[Path]) -> list[Path]:
+    """The runs that have completed an example; prints the others. Raises: UsageError if none is left."""
     kept = [folder for folder in folders if curve(folder, f"train/{FIGURES['exact']}")]
     if not kept:
         raise UsageError(f"{folders[0]} has no train/{FIGURES['exact']}: expected runs of pretrain_etrm.py")
@@ -74,7 +74,7 @@ def with_figures(folders: list[Path]) -> list[Path]:
 
 
 def set_ups_of(folders: list[Path]) -> dict[str, list[Path]]:
-    """Name without the number of its seed -> its runs."""
+    """Name without its seed number -> runs."""
     out: dict[str, list[Path]] = {}
     for folder in folders:
         out.setdefault(re.sub(r"_\d+$", "", folder.name), []).append(folder)
@@ -82,7 +82,7 @@ def set_ups_of(folders: list[Path]) -> dict[str, list[Path]]:
 
 
 def set_ups_table(learned: Table, set_ups: dict[str, list[Path]]) -> Table:
-    """A row for each set-up: its seeds, the least of their exact answers, and the means of their rows in `learned`."""
+    """A row for each set-up: its seeds, their lowest exact accuracy, and the means of their rows in `learned`."""
     rows = {row[0]: row[1:] for row in learned.rows}
     table = Table([Column("set-up"), Column("seeds", "number", digits=0), _number("least exact"), *learned.columns[1:]])
     for name, folders in set_ups.items():
@@ -97,7 +97,7 @@ def _number(heading: str, digits: int = 2) -> Column:
 
 
 def learned_table(folders: list[Path]) -> Table:
-    """A row for each run: its last training figures, the first step at which 0.9 of the answers were exact, time."""
+    """A row for each run: last training metrics, first step with exact accuracy 0.9, steps and time."""
     numbers = [_number(heading) for heading in FIGURES]
     counts = [_number(heading, digits=0) for heading in (f"steps to {REACHED}", "steps", "seconds")]
     table = Table([Column("run"), *numbers, *counts])
@@ -110,41 +110,41 @@ def learned_table(folders: list[Path]) -> Table:
 
 
 def _seconds(folder: Path, steps: int) -> float:
-    """Of all training steps, without evaluation and start."""
+    """Time of all training steps, without evaluation and start-up."""
     times = [value for _, value in curve(folder, "time/step_ms")]
     return steps * sum(times) / len(times) / 1000 if times else 0.0
 
 
 def sizes_table(set_ups: dict[str, list[Path]]) -> Table:
-    """A row for each set-up: parameters, and the shapes that a question of its training data takes on its way."""
+    """A row for each set-up: parameters, and the shapes of the intermediate tensors for one training example."""
     counts = [_number(heading, digits=0) for heading in ("encoder", "decoder")]
-    words = [Column(heading) for heading in ("type", "mode", "layers", "aggregation", *SHAPES)]
-    table = Table([Column("set-up"), *counts, *words])
+    others = [Column(heading) for heading in ("type", "mode", "layers", "aggregation", *SHAPES)]
+    table = Table([Column("set-up"), *counts, *others])
     for name, (folder, *_) in set_ups.items():
         task: Any = open_checkpoint(folder, device="cpu").plan.task
-        model, encoder, seen = task.model, task.model.encoder, _shapes(task)
+        model, encoder, shapes = task.model, task.model.encoder, _shapes(task)
         groups = {name: sum(param.numel() for param in params) for name, params in model.param_groups().items()}
         kind = type(encoder).__module__.rpartition(".")[2]
         row = [groups["encoder"], groups["trunk"], kind, model.ACT_MODE, encoder.layers, encoder.aggregation]
-        table.add(name, *row, *(seen.get(part) for part in SHAPES.values()))
+        table.add(name, *row, *(shapes.get(part) for part in SHAPES.values()))
     return table
 
 
 @torch.no_grad()
 def _shapes(task: Any) -> dict[str, list[int]]:
-    """Shapes of one row on its way from demonstrations to the decoder."""
+    """Shapes of one row's tensors, from the demonstrations to the decoder."""
     model = task.model
-    seen: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     batch = next(iter(task.micro_batches(1)))[1]
     hooks = [
-        model.encoder.pairs.layers[0].register_forward_hook(lambda module, args, out: seen.update(pair=out)),
-        model.encoder.pairs.register_forward_hook(lambda module, args, out: seen.update(pairs=out)),
-        model.encoder.aggregate.register_forward_hook(lambda module, args, out: seen.update(aggregated=out)),
+        model.encoder.pairs.layers[0].register_forward_hook(lambda module, args, out: tensors.update(pair=out)),
+        model.encoder.pairs.register_forward_hook(lambda module, args, out: tensors.update(pairs=out)),
+        model.encoder.aggregate.register_forward_hook(lambda module, args, out: tensors.update(aggregated=out)),
     ]
-    made = model.eval().encode(batch)
+    encoded = model.eval().encode(batch)
     for hook in hooks:
         hook.remove()
-    seen |= {"context": made.context, "decoder": next(iter(model.inner.initial(1).values()))}
-    if made.latent is not None:
-        seen["latent"] = made.latent
-    return {name: list(value.shape[1:]) for name, value in seen.items()}
+    tensors |= {"context": encoded.context, "decoder": next(iter(model.inner.initial(1).values()))}
+    if encoded.latent is not None:
+        tensors["latent"] = encoded.latent
+    return {name: list(value.shape[1:]) for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Evaluate a run of pretrain_etrm.py: its own evaluation with a checkpoint's weights, on its own tasks or others."""
+"""Evaluate a run of pretrain_etrm.py: its own evaluation with a checkpoint's weights, on its tasks or on others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LIMITS = {
     "max_augmentations": "final_eval_max_augmentations",
     "batch_size": "eval_batch_size",
 }
-"""Arguments of scripts/evaluate.py, and the keys of a run that they replace."""
+"""Argument of scripts/evaluate.py -> config key that it overrides."""
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
-    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
+    """Load a run, evaluate it, print and write the result (`tasks.evaluation`). Raises: UsageError."""
     evaluation.evaluate_run(args, override_data=override_data, limits=LIMITS)
 
 
-def override_data(path: Path, given: list[str]) -> dict[str, list[str]]:
-    """The config key that evaluates on the data sets `given`; no parameter belongs to a task, so any others will do."""
-    return {"data_paths_test": given} if given else {}
+def override_data(path: Path, folders: list[str]) -> dict[str, list[str]]:
+    """The config key that evaluates on `folders`: any few-shot data will do, since no parameter belongs to a task."""
+    return {"data_paths_test": folders} if folders else {}

@@ -1,4 +1,4 @@
-"""Recursive reasoning over demonstrations, as the rest of the project knows it (no torch)."""
+"""The family record of recursive reasoning over demonstrations (imports no torch)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of pretrain_etrm.py loaded for drawing: every question comes with the demonstrations of its puzzle."""
+"""Load a run of pretrain_etrm.py for visualisation: every query comes with the demonstrations of its puzzle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from tasks.recursive_reasoning.loading import PuzzleRun
 
 
 def load_puzzle_run(run: str | Path, **options: Any) -> PuzzleRun:
-    """As tasks.recursive_reasoning.loading.load_puzzle_run, which has the options. Raises: UsageError."""
+    """Like tasks.recursive_reasoning.loading.load_puzzle_run, with the same options. Raises: UsageError."""
     loaded = loading.load_puzzle_run(run, family=FAMILY, **options)
     return replace(loaded, splits=[*few_shot(loaded.splits)])

@@ -1,4 +1,4 @@
-"""Predict one task that a run has not seen: its demonstrations are shown, nothing is trained, and all copies vote."""
+"""Predict one task that a run has not seen from its demonstrations, without training; all copies vote."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ from tasks.recursive_reasoning.prediction import (
     protocol_of,
 )
 
-_OF_TRAINING = ("steps", "adapt", "embedding_lr", "lr", "canvas")
+_TRAINING_ARGUMENTS = ("steps", "adapt", "embedding_lr", "lr", "canvas")
 
 
 def predict_task(args: argparse.Namespace) -> dict[str, Any]:
-    """Show, answer and vote as the arguments of scripts/predict.py ask; the record of the one task (`arc@ARC`'s, and
-    `fit`).
+    """Predict a task, for the arguments of scripts/predict.py; returns the record of `arc@ARC` plus `fit`.
 
-    Copies are those of the run's own data, at most COPIES: where training has never turned a task, a turned copy has
-    no vote.
+    By default there are as many copies as in the run's own data, at most COPIES: if training saw no augmented tasks,
+    augmented copies do not vote.
 
     Raises:
-        UsageError: no usable checkpoint or data, a damaged task, one that does not fit the canvas, an argument of
-            training.
+        UsageError: no usable checkpoint or data, a damaged task, one that does not fit the canvas, an argument that
+            is about training.
     """
-    for name in _OF_TRAINING:
+    for name in _TRAINING_ARGUMENTS:
         if getattr(args, name) is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} has no meaning for a run of {FAMILY.entry}.py: the task is only shown, on "
@@ -65,7 +64,7 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
             data_mode="encoder",
             workers=1,
         )
-        # The builder writes no data set without training tasks, whose tests need an answer: any will do, none is read.
+        # The builder requires training tasks whose tests have answers; any will do, they are never read.
         pairs = (replace(pair, output=pair.input) if pair.output is None else pair for pair in task.pairs)
         unread = Subset("training", (replace(task, pairs=tuple(pairs)),), ())
         card = build_subsets(plan, lambda: [unread, Subset(SUBSET, (task,), (task.path,))])

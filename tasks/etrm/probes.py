@@ -1,8 +1,8 @@
-"""What is observed of models with an encoder, beside what is common: CFG255, DYN704, DYN705, DYN710 to DYN715, DYN718.
+"""Probes of models with an encoder, besides the common ones: CFG255, DYN704, DYN705, DYN710 to DYN715, DYN718.
 
-In the tiny data (tasks/etrm/verify.py) a task is a permutation of words, so demonstrations identify their task.
+In the tiny data (tasks/etrm/verify.py) a task is a permutation of tokens, so demonstrations identify their task.
 
-Shapes: B rows, K demonstrations, T cells.
+Shapes: B rows, K demonstrations, T tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from models.recursive_reasoning.etrm import DEMONSTRATIONS
-from tasks.etrm.decoder import decoder_part, find_decoder, put
+from tasks.etrm.decoder import decoder_part, find_decoder, load_decoder
 from verification.probes.episodes import force, pattern
 from verification.probes.instance import (
     Recorder,
@@ -42,11 +42,11 @@ Found = Iterator[str]
 CLOSE, FROZEN, STEPS = 1e-4, 2, 3
 
 
-# --- what rows are asked and shown ------------------------------------------------------------------------------------
+# --- queries and demonstrations ---------------------------------------------------------------------------------------
 
 
 def slots(tiny: Tiny) -> Found:
-    """DYN705: a slot that is done takes the next example of its stream, however long the others have thought."""
+    """DYN705: a slot that has halted takes the next example of its stream, however many steps the others take."""
     task = tiny.build(run={"accumulation": 1}).task
 
     def halt(number: int, output: Any) -> Any:
@@ -68,7 +68,7 @@ def slots(tiny: Tiny) -> Found:
 
 
 def shown(tiny: Tiny) -> Iterator[tuple[str, Batch]]:
-    """(what it is, batch) of training under two policies and of an evaluation."""
+    """(description, batch) of training under two policies and of an evaluation."""
     for policy in ("test_only", "leave_one_out"):
         yield f"training (query_policy={policy})", first_batch(tiny.build(run={"query_policy": policy}).task)
     task = tiny.build(run={"evaluators": []}).task
@@ -78,7 +78,7 @@ def shown(tiny: Tiny) -> Iterator[tuple[str, Batch]]:
 
 
 def no_answer_is_shown(tiny: Tiny) -> Found:
-    """DYN712: the pair that is asked is not among those that are shown."""
+    """DYN712: the query pair is not among the demonstrations."""
     for what, batch in shown(tiny):
         inputs, labels, mask = (batch[name] for name in DEMONSTRATIONS)
         pair = (inputs == batch["inputs"][:, None]).all(-1) & (labels == batch["labels"][:, None]).all(-1)
@@ -87,27 +87,27 @@ def no_answer_is_shown(tiny: Tiny) -> Found:
 
 
 def own_task_is_shown(tiny: Tiny) -> Found:
-    """DYN711: what is shown belongs to the task that is asked; an evaluation shows all demonstrations."""
+    """DYN711: demonstrations belong to the task of the query; an evaluation shows all of them."""
     for what, batch in shown(tiny):
         mask = batch["demo_mask"]
         if rows := int((~mask.any(1)).sum()):
             yield f"{what} shows {rows} of {len(mask)} rows no demonstration"
-        elif "evaluation" in what and not bool(mask.all()):  # all tasks of the tiny data have equally many
+        elif "evaluation" in what and not bool(mask.all()):  # all tasks of the tiny data have the same number
             yield f"{what} leaves out demonstrations: {int(mask.sum(1).min())} of {mask.shape[1]} are shown"
-        # where a word of the query is answered otherwise than in a demonstration
-        words, answers = (batch[name].where(mask[..., None], -1).flatten(1) for name in DEMONSTRATIONS[:2])
-        known = (words[:, None] == batch["inputs"][..., None]) & (batch["inputs"][..., None] > 1)
+        # tokens of the query whose label differs from that in a demonstration
+        tokens, answers = (batch[name].where(mask[..., None], -1).flatten(1) for name in DEMONSTRATIONS[:2])
+        known = (tokens[:, None] == batch["inputs"][..., None]) & (batch["inputs"][..., None] > 1)
         if rows := int((known & (answers[:, None] != batch["labels"][..., None])).any(2).any(1).sum()):
             yield f"{what} shows {rows} of {len(mask)} rows demonstrations of another task"
 
 
 KEYS = {"max_demos": 1, "max_train_groups": 1, "demo_dropout": 0.95, "query_policy": "leave_one_out"}
-"""Run keys and a value of each that changes the first batch, where the others are PLAIN."""
+"""Run keys, each with a value that changes the first batch if the others are PLAIN."""
 PLAIN = {"max_demos": 10, "max_train_groups": None, "demo_dropout": 0.0, "query_policy": "test_only", "min_demos": 1}
 
 
-def keys_are_handed_on(tiny: Tiny) -> Found:
-    """CFG255: run keys of this family that the schedule and the optimizers do not have."""
+def keys_take_effect(tiny: Tiny) -> Found:
+    """CFG255: run keys of this family, besides those of the schedule and the optimizers."""
 
     def built(**run: Any) -> Any:
         return tiny.build(stirred=False, run=PLAIN | run).task
@@ -125,7 +125,7 @@ def keys_are_handed_on(tiny: Tiny) -> Found:
 
 
 def fresh_encoding(tiny: Tiny) -> Found:
-    """DYN704: rows that continue are computed with the encoding that the present weights make of their demos."""
+    """DYN704: continuing rows use a context encoded with the current weights."""
     if tiny.fixed:
         raise Unobservable("a fixed model takes its steps between two updates")
     task = tiny.build().task
@@ -139,20 +139,20 @@ def fresh_encoding(tiny: Tiny) -> Found:
     state = {name: value for name, value in call.carry.latents.items() if name.startswith("encoder_")}
 
     def context() -> Tensor:
-        """What the encoder makes of the rows that continue."""
+        """The encoder's context of the continuing rows."""
         with torch.no_grad():
-            made = encoder(*(data[name] for name in DEMONSTRATIONS), noise=data.get("noise")).context
-            return encoder.refine(made, state).context[rows]  # type: ignore[no-any-return]
+            encoded = encoder(*(data[name] for name in DEMONSTRATIONS), noise=data.get("noise")).context
+            return encoder.refine(encoded, state).context[rows]  # type: ignore[no-any-return]
 
-    seen, now = call.output.aux["context"][rows], context()
+    used, expected = call.output.aux["context"][rows], context()
     encoder.load_state_dict(old)
-    moved = (now - context()).abs().amax()  # a recurrent encoder multiplies what is rounded
-    if not bool(moved > 0) or bool((seen - now).abs().amax() > 1e-2 * moved):
+    change = (expected - context()).abs().amax()  # the tolerance is relative: a recurrent encoder amplifies rounding
+    if not bool(change > 0) or bool((used - expected).abs().amax() > 1e-2 * change):
         yield "continuing rows work with a context that the present weights do not make: it is an old one"
 
 
 def no_table(tiny: Tiny) -> Found:
-    """DYN718: no parameter and no answer depends on which puzzle it is."""
+    """DYN718: no parameter and no answer depends on the puzzle identifier."""
     make, sizes = create_model(tiny.launch.module), []
     for puzzles in (1, 100):
         model = make(tiny.config(), replace(tiny.spec.full_shape(None), num_puzzle_identifiers=puzzles), runtime(0))[0]
@@ -167,57 +167,57 @@ def no_table(tiny: Tiny) -> Found:
             yield "the answer depends on the puzzle's identifier"
 
 
-def a_set(tiny: Tiny) -> Found:
-    """DYN710: order, padding and masked places change nothing; other demonstrations do; a row without any is finite."""
+def demonstrations_are_a_set(tiny: Tiny) -> Found:
+    """DYN710: order, padding and masked demonstrations change nothing; others do; a row without any is finite."""
     task = tiny.build().task
     batch, encoder = first_batch(task), task.model.eval().encoder
     inputs, labels, mask = (batch[name] for name in DEMONSTRATIONS)
     rows, noise, first = len(mask), labels.roll(1, 2), torch.zeros_like(mask)
     first[:, 0] = mask[:, 0]
 
-    def made(*demonstrations: Tensor) -> Tensor:
-        """The context, and the KL of each row where there is one: [B, W]."""
+    def encode(*demonstrations: Tensor) -> Tensor:
+        """The context of each row, and its KL if there is one: [B, W]."""
         with torch.no_grad():
             encoded = encoder(*demonstrations)
             context = encoder.refine(encoded.context, encoder.initial(len(demonstrations[0]))).context.flatten(1)
             return context if encoded.kl is None else torch.cat((context, encoded.kl[:, None]), dim=1)
 
     short = [grids.where(torch.arange(grids.shape[2]) < 8, 0) for grids in (inputs, labels)]
-    # with rows of long pairs beside them the padding of the short ones is masked, not cut
+    # in a batch with longer pairs the padding of the short ones is masked, not cut off
     long = [torch.cat(pair) for pair in ((short[0], inputs), (short[1], short[1].roll(1, 0)), (mask, mask))]
-    plain, one = made(inputs, labels, mask), made(inputs, labels, first)
-    for text, expected, given in (
+    plain, one = encode(inputs, labels, mask), encode(inputs, labels, first)
+    for text, expected, actual in (
         (
             "the order of the demonstrations changes the context",
             plain,
-            made(inputs.flip(1), labels.flip(1), mask.flip(1)),
+            encode(inputs.flip(1), labels.flip(1), mask.flip(1)),
         ),
         (
             "what is in a masked place changes the context",
             one,
-            made(inputs.where(first[..., None], noise), labels, first),
+            encode(inputs.where(first[..., None], noise), labels, first),
         ),
-        ("empty places change the context, or its KL", one, made(inputs[:, :1], labels[:, :1], first[:, :1])),
+        ("empty places change the context, or its KL", one, encode(inputs[:, :1], labels[:, :1], first[:, :1])),
         (
             "padding is attended to: the context depends on the longest pair of the batch",
-            made(*short, mask),
-            made(*long)[:rows],
+            encode(*short, mask),
+            encode(*long)[:rows],
         ),
     ):
-        if not torch.allclose(given, expected, atol=CLOSE):
+        if not torch.allclose(actual, expected, atol=CLOSE):
             yield text
-    if any(torch.allclose(other, plain, atol=CLOSE) for other in (one, made(inputs, labels.roll(1, 0), mask))):
+    if any(torch.allclose(other, plain, atol=CLOSE) for other in (one, encode(inputs, labels.roll(1, 0), mask))):
         yield "other demonstrations make the same context"
-    if not torch.isfinite(made(inputs, labels, torch.zeros_like(mask))).all():
+    if not torch.isfinite(encode(inputs, labels, torch.zeros_like(mask))).all():
         yield "a row without demonstrations has no finite context"
 
 
 def context_is_used(tiny: Tiny) -> Found:
-    """DYN711."""
+    """DYN711: answers depend on the context, and gradients reach it."""
     task = tiny.build().task
     batch, model = first_batch(task), task.model.eval()
     context = model.encode(batch).context.detach().requires_grad_()
-    steps = 1 if model.encoder.initial(1) else tiny.max_steps  # a recurrent encoder changes it at the next one
+    steps = 1 if model.encoder.initial(1) else tiny.max_steps  # a recurrent encoder changes the context after a step
     logits = model.decode_with_context(batch, context, steps).logits
     if torch.allclose(logits, model.decode_with_context(batch, context.roll(1, 0), steps).logits, atol=CLOSE):
         yield "contexts of other rows give the same answers"
@@ -234,8 +234,8 @@ def context_is_used(tiny: Tiny) -> Found:
 
 
 def stages(tiny: Tiny) -> Found:
-    """DYN713: what is frozen for two steps moves from the third on, the other part from the first."""
-    for still, moving, key in (
+    """DYN713: a group frozen for two steps changes from the third on, the other one from the first."""
+    for frozen, trained, key in (
         ("encoder", "trunk", "freeze_encoder_steps"),
         ("trunk", "encoder", "freeze_decoder_steps"),
     ):
@@ -246,31 +246,32 @@ def stages(tiny: Tiny) -> Found:
         def copied(parts: Any = parts) -> Any:
             return {name: [param.detach().clone() for param in params] for name, params in parts.items()}
 
-        seen = [copied()]
+        copies = [copied()]
 
-        def after_step(seen: Any = seen, copied: Any = copied) -> None:
-            seen.append(copied())
+        def after_step(copies: Any = copies, copied: Any = copied) -> None:
+            copies.append(copied())
 
         fit(plan, tiny.config(run), after_step)
-        for number, (before, after) in enumerate(pairwise(seen), 1):
-            moved = {name for name in parts if not same(before[name], after[name])}
-            if moved != ({moving} if number <= FROZEN else {still, moving}):
-                yield f"{still} frozen for {FROZEN} steps: step {number} moved {listed(sorted(moved)) or 'nothing'}"
+        for number, (before, after) in enumerate(pairwise(copies), 1):
+            changed = {name for name in parts if not same(before[name], after[name])}
+            if changed != ({trained} if number <= FROZEN else {frozen, trained}):
+                names = listed(sorted(changed)) or "nothing"
+                yield f"{frozen} frozen for {FROZEN} steps: step {number} moved {names}"
 
 
 def kl_weight(tiny: Tiny) -> Found:
-    """DYN714: the KL of each row counts `kl_weight` times in the sum that the trainer divides by the rows."""
+    """DYN714: each row's KL has the weight `kl_weight` in the summed loss."""
     task = tiny.build().task
-    encoder, batch, made = task.model.encoder, first_batch(task), list[Any]()
+    encoder, batch, outputs = task.model.encoder, first_batch(task), list[Any]()
     if not encoder.VARIATIONAL:
         raise Unobservable(f"{tiny.arch.get('encoder_type')} has no latent")
-    encoder.register_forward_hook(lambda _, __, output: made.append(output))
+    encoder.register_forward_hook(lambda _, __, output: outputs.append(output))
     output = task.module.train()(batch, None)
     result, expected = task.loss_head(output), (tiny.arch.get("loss") or {}).get("kl_weight", 0.0)
     (slope,) = torch.autograd.grad(result.total / result.weight, output.aux["kl"])
     if not torch.allclose(slope, torch.full_like(slope, expected / len(slope)), rtol=1e-3, atol=1e-9):
         yield f"the KL of a row has the weight {float(slope.mean()) * len(slope):.3g}, arch.loss.kl_weight={expected}"
-    mu, variance, kl = made[0].mu, made[0].logvar.exp(), made[0].kl
+    mu, variance, kl = outputs[0].mu, outputs[0].logvar.exp(), outputs[0].kl
     by_hand = kl_divergence(Normal(mu, variance.sqrt()), Normal(torch.zeros_like(mu), 1.0)).sum(-1)  # [B, N]
     exist = batch["demo_mask"] if encoder.by_demonstration else torch.ones_like(by_hand)
     if not torch.allclose(kl, (by_hand * exist).sum(1) / exist.sum(1), rtol=1e-3, atol=1e-3):
@@ -282,16 +283,16 @@ def kl_weight(tiny: Tiny) -> Found:
 
 
 def decoder_is_loaded(tiny: Tiny) -> Found:
-    """DYN715: every tensor of the decoder, none of the encoder."""
+    """DYN715: loading a decoder replaces every tensor of the decoder and none of the encoder."""
     theirs, own = tiny.build().task.model.state_dict(), tiny.build(stirred=False).task.model
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    put(own, decoder_part(theirs))
+    load_decoder(own, decoder_part(theirs))
     after = own.state_dict()
     encoders = {name for name in after if "encoder." in name or "context_" in name}
     if differing := [name for name in after if name not in encoders and not torch.equal(after[name], theirs[name])]:
         yield f"{listed(differing)} are not those of the loaded decoder"
-    if moved := [name for name in after if name in encoders and not torch.equal(after[name], before[name])]:
-        yield f"{listed(moved)} changed, which a decoder does not have"
+    if changed := [name for name in after if name in encoders and not torch.equal(after[name], before[name])]:
+        yield f"{listed(changed)} changed, which a decoder does not have"
     loaded: list[int] = []
     stand_in: Any = SimpleNamespace(provenance="", leakage="", load=lambda: loaded.append(1))
     with replaced(find_decoder, lambda *_: stand_in):
@@ -305,10 +306,10 @@ def decoder_is_loaded(tiny: Tiny) -> Found:
 PROBES = tuple(
     Probe(code=code, run=run, passed=text, act=True)
     for code, run, text in (
-        ("CFG255", keys_are_handed_on, ""),
+        ("CFG255", keys_take_effect, ""),
         ("DYN704", fresh_encoding, "continuing rows see what the present weights make of their demonstrations"),
         ("DYN705", slots, ""),
-        ("DYN710", a_set, "demonstrations are a set; padding and masked places change nothing"),
+        ("DYN710", demonstrations_are_a_set, "demonstrations are a set; padding and masked places change nothing"),
         ("DYN711", context_is_used, "answers depend on the context, and gradients reach it"),
         ("DYN712", no_answer_is_shown, ""),
         ("DYN713", stages, "frozen groups do not change during their steps, and change afterwards"),
@@ -317,4 +318,4 @@ PROBES = tuple(
         ("DYN718", no_table, "no table of puzzles; answers do not depend on identifiers"),
     )
 )
-"""What has been observed where nothing was found is "" where the common probe has it."""
+"""The text of a passed probe is "" if the common probe of this code has one."""

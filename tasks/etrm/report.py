@@ -1,6 +1,6 @@
-"""What a few-shot run knows, and how: its last evaluation by way of answering, by family of tasks, by search budget.
+"""Report on an evaluation of a few-shot run: accuracy by way of answering, by task family and by search budget.
 
-It reads the records that `arc@ARC` and the evaluators of docs/etrm.md leave in a run's `evaluations/`.
+It reads the records that `arc@ARC` and the evaluators of docs/etrm.md write to a run's `evaluations/`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RECORD = re.compile(r"step_(\d+)_(arc_.+)\.json")
 _GENERATED = re.compile(r"(.+)_([ten])\d+")
 """Name of a generated task: its family, and the subset training, evaluation or novel."""
 SEARCHES = {"search": "Latent search by gradient ascent", "random": "Latent search at random points"}
-"""First part of a label -> title of its curve."""
+"""Prefix of a label -> title of its curve."""
 _SEARCH = re.compile(rf"({'|'.join(SEARCHES)})_(\d+)")
 OWN = "votes"
 """Label of `arc@ARC`, which has none."""
@@ -34,19 +34,19 @@ OWN = "votes"
 
 @dataclass(frozen=True)
 class Way:
-    """One way of answering, in one evaluation."""
+    """The results of one way of answering (plain votes, a control, a search) in one evaluation."""
 
     label: str
     protocol: str
     """Class and leakage: `i_clean`."""
     first: dict[str, float]
-    """Task -> share of its tests that the leading answer solves."""
+    """Task -> share of its tests that the first-ranked answer solves."""
     scores: dict[str, float | None]
-    """Metric -> value, without class and label."""
+    """Metric, without class and label -> value."""
 
 
 def write_fewshot_report(args: argparse.Namespace) -> None:
-    """Read, print, write, as the arguments of scripts/fewshot_report.py ask. Raises: UsageError."""
+    """Print and write the report, for the arguments of scripts/fewshot_report.py. Raises: UsageError."""
     step, ways = read_ways(args.run, args.step)
     prepare_folder(args.out)
     tables = {"ways": ways_table(ways), "families": families_table(ways)}
@@ -66,7 +66,7 @@ def write_fewshot_report(args: argparse.Namespace) -> None:
 
 
 def read_ways(run: Path, step: int | None = None) -> tuple[int, list[Way]]:
-    """(step, every way of answering) of an evaluation of a run; None takes the last. Raises: UsageError."""
+    """(step, ways of answering) of the run's evaluation at `step`, None for the last one. Raises: UsageError."""
     if not run.is_dir():
         raise UsageError(f"{run} is not a folder: expected a run, e.g. checkpoints/PROJECT/RUN")
     records: dict[int, list[Path]] = defaultdict(list)
@@ -84,7 +84,7 @@ def read_ways(run: Path, step: int | None = None) -> tuple[int, list[Way]]:
 
 
 def _order(label: str) -> tuple[int, int, str]:
-    """Answers as they are, controls, search by budget, training."""
+    """Sort key: plain answers, controls, searches by budget, test-time training."""
     if label in (OWN, *LABELS):
         return 0, (OWN, *LABELS).index(label), label
     match = _SEARCH.fullmatch(label)
@@ -106,7 +106,7 @@ def _way(path: Path, content: dict[str, Any]) -> Way:
 
 
 def ways_table(ways: Sequence[Way]) -> Table:
-    """A row for each way: protocol, attempts and interval, tasks."""
+    """A row for each way: protocol, pass@1 with its interval, pass@2, number of tasks."""
     number = [Column(heading, "number") for heading in ("pass@1", "low", "high", "pass@2")]
     table = Table([Column("way"), Column("protocol"), *number, Column("tasks", "number", digits=0)])
     for way in ways:
@@ -116,7 +116,7 @@ def ways_table(ways: Sequence[Way]) -> Table:
 
 
 def families_table(ways: Sequence[Way]) -> Table:
-    """A row for each family of generated tasks: how many there are, and the share that each way solves at once."""
+    """A row for each family of generated tasks: number of tasks, and pass@1 of each way."""
     families: dict[tuple[str, str], list[str]] = defaultdict(list)
     for task in {task: None for way in ways for task in way.first}:
         if match := _GENERATED.fullmatch(task):
@@ -136,5 +136,5 @@ def families_table(ways: Sequence[Way]) -> Table:
 
 
 def _mean(way: Way, tasks: Sequence[str]) -> float:
-    """Tasks that a way was not asked count as not solved."""
+    """pass@1 over `tasks`; a task that was not evaluated counts as unsolved."""
     return sum(way.first.get(task, 0.0) for task in tasks) / len(tasks)

@@ -1,4 +1,4 @@
-"""What verification judges of a run over demonstrations: its latent, the decoder it loads, its tests and its name."""
+"""Verification rules for runs over demonstrations: the latent, the loaded decoder, the test tasks, the run name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DECODER = "load_pretrained_decoder"
 
 
 def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
-    """CFG252, by what the encoder's class declares."""
+    """CFG252: an encoder whose class declares a variational latent has a KL weight."""
     need_model(subject)
     from models.encoders import encoder_class
 
@@ -35,14 +35,14 @@ def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
 
 
 def decoder_fits(subject: Subject) -> Iterator[Finding]:
-    """CFG253: the shape and cycles of the decoder that is loaded."""
+    """CFG253: a loaded decoder has this architecture's shape and cycles."""
     checkpoint, place = _decoder(subject), subject.trace.key_line(DECODER)
     from engine.registry import resolve
-    from tasks.etrm.decoder import other_keys
+    from tasks.etrm.decoder import changed_keys
 
     model: Any = resolve(need_model(subject).text, "models")
     config = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
-    changed = other_keys(checkpoint, model.Config(**config))
+    changed = changed_keys(checkpoint, model.Config(**config))
     if changed and not need_config(subject).get("allow_decoder_mismatch"):
         yield finding("CFG253", "FAIL", f"the decoder was trained with {', '.join(changed)}", *place)
     else:
@@ -50,11 +50,11 @@ def decoder_fits(subject: Subject) -> Iterator[Finding]:
 
 
 def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
-    """DAT530: whether the decoder that is loaded was trained on tasks of the test split."""
-    meant, given = (subject.intent or {}).get("init"), need_config(subject).get(DECODER)
+    """DAT530: a loaded decoder was not trained on tasks of the test split."""
+    intended, decoder = (subject.intent or {}).get("init"), need_config(subject).get(DECODER)
     place = subject.trace.key_line(DECODER)
-    if (meant == "scratch" and given) or (meant == "contaminated" and not given):
-        yield finding("DAT530", "FAIL", f"intended init={meant}, resolved {DECODER}={given}", *place)
+    if (intended == "scratch" and decoder) or (intended == "contaminated" and not decoder):
+        yield finding("DAT530", "FAIL", f"intended init={intended}, resolved {DECODER}={decoder}", *place)
     checkpoint = _decoder(subject)
     from dataset.format import load_splits
     from tasks.etrm.decoder import provenance
@@ -63,12 +63,12 @@ def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
     if not folders:
         raise NotApplicable("the data are not here: the run itself will report what its decoder has seen")
     text = provenance(checkpoint, load_splits(folders, "test"))
-    level = "PASS" if text.startswith("clean") else "INFO" if meant == "contaminated" else "FAIL"
+    level = "PASS" if text.startswith("clean") else "INFO" if intended == "contaminated" else "FAIL"
     yield finding("DAT530", level, text, *place)
 
 
 def _decoder(subject: Subject) -> Any:
-    """The checkpoint that the config names. Raises: NotApplicable."""
+    """The checkpoint of the decoder that the config names. Raises: NotApplicable if there is none."""
     name = need_config(subject).get(DECODER)
     if not name:
         raise NotApplicable(f"{DECODER}=null: no decoder is loaded")
@@ -83,7 +83,7 @@ def _decoder(subject: Subject) -> Any:
 
 
 def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
-    """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
+    """DAT522: an evaluation covers each test of test_puzzles.json, in the first puzzle of its task."""
     from dataset.format import load_splits
     from engine.errors import UsageError
     from evaluators.voting.tasks import unasked_questions
@@ -105,7 +105,7 @@ def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
 
 
 def name_says_encoder(subject: Subject) -> Iterator[Finding]:
-    """JOB032: no other encoder in the run's name, whole or shortened, than the one that it trains."""
+    """JOB032: the run name contains no encoder, in full or abbreviated, other than the one that is trained."""
     name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
     folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
     kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)

@@ -1,7 +1,7 @@
-"""One training step over demonstrations: RecursiveReasoningTask with slots that walk streams of their own.
+"""The task of recursive models over demonstrations: a RecursiveReasoningTask whose slots each have a data stream.
 
-Slot s takes example 0, 1, 2 ... of its stream whenever it has halted, so nothing that is loaded is thrown away. How
-many each slot has taken is the whole position in the data; it is saved in global row order, like the carry.
+Slot s takes example 0, 1, 2 ... of its stream whenever it has halted, so no loaded example is dropped. The number of
+examples each slot has taken is the whole data position; it is saved in global row order, like the carry.
 
 Shapes: B global rows, b rows of one micro-batch on one rank.
 """
@@ -26,14 +26,14 @@ from tasks.recursive_reasoning.task import MicroBatch, RecursiveReasoningTask
 
 
 class SlotPlan:
-    """The length of a run and where evaluations fall: `epochs` passes, as if all slots took an example at each step."""
+    """Length of a run and its evaluation steps: `epochs` passes, counted as if every slot took an example each step."""
 
     def __init__(self, examples_per_epoch: int, config: ETRMConfig) -> None:
         self.examples, self.batch = examples_per_epoch, config.global_batch_size
         self.epochs, self.interval = config.epochs, config.eval_interval or config.epochs
 
     def step_after(self, epochs: int) -> int:
-        """The step that completes so many epochs, at least 1."""
+        """The step that completes `epochs` epochs, at least 1."""
         return max(1, self.examples * epochs // self.batch)
 
     @property
@@ -42,19 +42,19 @@ class SlotPlan:
         return self.step_after(self.epochs)
 
     def evaluation_steps(self, skip: int) -> Collection[int]:
-        """The steps that complete an eval interval, without the first `skip` of them."""
+        """The steps that complete an eval interval, without the first `skip`."""
         return frozenset(
             self.step_after(number * self.interval) for number in range(skip + 1, self.epochs // self.interval + 1)
         )
 
 
 class ETRMTask(RecursiveReasoningTask):
-    """The Task of pretrain_etrm.py, for models that encode demonstrations, of both ACT modes.
+    """The Task of pretrain_etrm.py, for models of both ACT modes that encode demonstrations.
 
     Args:
-        frozen: parameter group -> steps at the start in which it does not change.
-        diagnostics_interval: steps between the diagnostics that cost something.
-        search: of a latent, at the beginning of each training example; None does without.
+        frozen: parameter group -> number of initial steps during which it is frozen.
+        diagnostics_interval: steps between the costly diagnostics.
+        search: latent search at the start of each training example; None for no search.
     """
 
     sampler: Any  # dataset.fewshot.FewShotSampler
@@ -80,32 +80,32 @@ class ETRMTask(RecursiveReasoningTask):
         self._params = {group.name: list(group.dense.values()) for group in groups}
         for name, steps in self._frozen.items():
             for param in self._params[name] if steps else ():
-                # no part in the norm that is clipped, either
+                # frozen gradients must not enter the norm for clipping either
                 param.register_hook(lambda gradient, name=name: gradient * (self._step > self._frozen[name]))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """As for puzzles with embeddings; `shift` is what the search has found for the rows that begin an example."""
+        """As for puzzle embeddings, plus `shift`, the result of the latent search for rows that start an example."""
         for piece, batch in super().micro_batches(step):
             if self._search is not None:
-                batch["shift"] = self._searched(batch, self._fresh()[self._rows_of((piece, batch))], self._search)
+                batch["shift"] = self._search_shift(batch, self._fresh()[self._rows_of((piece, batch))], self._search)
             yield piece, batch
 
-    def _searched(self, batch: dict[str, Tensor], fresh: Tensor, config: SearchConfig) -> Tensor:
-        """From the encoder's latent to the one that the search prefers, [b, ...]: a constant, as in LPN's training. It
-        serves the whole episode; rows that continue theirs have zeros here."""
+    def _search_shift(self, batch: dict[str, Tensor], fresh: Tensor, config: SearchConfig) -> Tensor:
+        """The best latent of the search minus the encoder's, [b, ...]: a constant, as in LPN's training. It is kept for
+        the whole episode; zero here for rows that continue an episode."""
         model: Any = self.model
         out = torch.zeros(len(fresh), *model.encoder.shift_shape, device=batch["inputs"].device)
         rows = fresh.nonzero()[:, 0].to(out.device)
         if len(rows):
-            space, begun = Space(model), {name: values[rows] for name, values in batch.items()}
-            best = search(space, begun, self.loss_head.token_loss, config).latents[max(config.budgets)]
-            out[rows] = (best - space.start(begun)).to(out.dtype)
+            space, starting = Space(model), {name: values[rows] for name, values in batch.items()}
+            best = search(space, starting, self.loss_head.token_loss, config).latents[max(config.budgets)]
+            out[rows] = (best - space.start(starting)).to(out.dtype)
         return out
 
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
-        """The next example of each slot that takes one; blank rows for the others, which do not read theirs."""
+        """The next example of each slot that takes one; padding for the others, which ignore their row."""
         self._step = step
         fresh = self._fresh().numpy()
         rows: dict[str, np.ndarray] = self.sampler.splits[0].padding(high - low)
@@ -116,12 +116,12 @@ class ETRMTask(RecursiveReasoningTask):
         return rows
 
     def _fresh(self) -> Tensor:
-        """[B / ranks] bool on the CPU: the slots of this rank that begin an example at the next step."""
+        """[B / ranks] bool on the CPU: which slots of this rank start an example at the next step."""
         known = [None if carry is None else carry.halted.cpu() for carry in self._carries]
         return torch.cat([torch.ones(self.micro_rows, dtype=torch.bool) if one is None else one for one in known])
 
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
-        """As for puzzles with embeddings. A model whose ACT_MODE is fixed has done with its examples after it."""
+        """As for puzzle embeddings, plus the metric `fresh`. With ACT_MODE fixed every example is finished after it."""
         piece, cut = micro_batch[0], self._rows_of(micro_batch)
         fresh = self._fresh()[cut]
         self._before = self._carries[piece]
@@ -133,7 +133,7 @@ class ETRMTask(RecursiveReasoningTask):
         return total, weight, {**metrics, "fresh": share}
 
     def _rows_of(self, micro_batch: MicroBatch) -> slice:
-        """The place of its rows among those of this rank."""
+        """The slice of the micro-batch within this rank's rows."""
         return slice(micro_batch[0] * self.micro_rows, (micro_batch[0] + 1) * self.micro_rows)
 
     def _task_metrics(self, output: ACTOutput, micro_batch: MicroBatch) -> Metrics:
@@ -149,22 +149,25 @@ class ETRMTask(RecursiveReasoningTask):
         }
 
     def _offers(self, before: ACTCarry | None, now: ACTCarry) -> Metrics:
-        """Nothing: a slot is offered an example when it takes one, none is dropped, and `fresh` is there always."""
+        """Empty: an example is only offered to a slot that takes it, none is dropped, and `loss` logs `fresh`."""
         return {}
 
     def left_out(self) -> list[nn.Parameter]:
-        """Parameters of the groups that are frozen in this step: not even their decay moves them."""
+        """Parameters of the groups frozen in this step, which are not decayed either."""
         return [param for name, until in self._frozen.items() if self._step <= until for param in self._params[name]]
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The carry, how many examples each slot has taken, and what the next step will report of this one."""
+        """The carry, the examples each slot has taken, and the gradient coverage that the next step will report."""
         reached = self._context_use.reached.clone()
         return {**super().state_dict(), "taken": RowSharded(self._taken.clone()), "reached": RowSharded(reached)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse, for any number of ranks and pieces. A run that stores no carry begins new examples."""
+        """Load `state_dict`, for any number of ranks and pieces. Without a stored carry, all slots start new examples.
+
+        Raises: UsageError for another number of slots; ValueError for a damaged state.
+        """
         taken = state["taken"]
         self._require_slots(len(taken))
         if bool((taken < 0).any()):
@@ -174,7 +177,7 @@ class ETRMTask(RecursiveReasoningTask):
 
     def _check_carry(self, saved: dict[str, Any], rows: int) -> None:
         super()._check_carry(saved, rows)
-        words = self.sampler.splits[0].metadata.vocab_size
+        vocab_size = self.sampler.splits[0].metadata.vocab_size
         for name in DEMONSTRATIONS[:2]:
-            if not bool(((saved["data"][name] >= 0) & (saved["data"][name] < words)).all()):
-                raise ValueError(f"carry.data.{name} holds numbers beyond 0 to {words - 1}")
+            if not bool(((saved["data"][name] >= 0) & (saved["data"][name] < vocab_size)).all()):
+                raise ValueError(f"carry.data.{name} holds numbers beyond 0 to {vocab_size - 1}")

@@ -1,5 +1,5 @@
-"""What verification has to know about recursive reasoning over demonstrations; its rules are in rules.py, its probes in
-probes.py."""
+"""The verification of recursive reasoning over demonstrations: a tiny run for probes, and run length. Its rules are in
+rules.py, its probes in probes.py."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ PINNED: Settings = recursive_reasoning.PINNED | {
     "allow_decoder_mismatch": False,
     "freeze_encoder_steps": 0,
     "freeze_decoder_steps": 0,
-    "diagnostics_interval": 1000,  # inspecting the context embeds rows again
+    "diagnostics_interval": 1000,  # diagnostics would embed rows again
 }
-"""What every tiny run of pretrain_etrm.py has: size, length, place. Loading and freezing have probes of their own."""
+"""Settings of every tiny pretrain_etrm.py run: sizes, length, paths. Loading and freezing have their own probes."""
 ADAPTING = ("arc_search@", "arc_adapt@")
-"""Evaluators that search or train at test time: they need gradients, which an evaluation otherwise must not keep."""
+"""Evaluators that search or train at test time: they need gradients, which other evaluations must not keep."""
 
 
 # --- the tiny instance ------------------------------------------------------------------------------------------------
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
-    """Settings of a tiny run: the arch shrunk, the run short, launch keys left at their defaults."""
+    """Settings of a tiny run: a small model, a short run, launch keys at their defaults."""
     tiny = recursive_reasoning.shrink(resolved, data, SIZES)
     arch = tiny["arch"]
     if "num_act_steps" in arch:
-        arch["num_act_steps"] = max(2, arch["num_act_steps"])  # a single step is as much that of a dynamic model
+        arch["num_act_steps"] = max(2, arch["num_act_steps"])  # a single step would not differ from a dynamic model's
     if "encoder_num_layers" in arch:
-        arch["encoder_num_layers"] = 1  # null are those of the table, up to six
-    suited = recursive_reasoning.evaluators_but(ADAPTING, tiny)
-    return tiny | PINNED | {"data_paths": [str(data)], "evaluators": suited}
+        arch["encoder_num_layers"] = 1  # null means the encoder's own default, up to six
+    evaluators = recursive_reasoning.evaluators_but(ADAPTING, tiny)
+    return tiny | PINNED | {"data_paths": [str(data)], "evaluators": evaluators}
 
 
 def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
-    """16 training and 8 test tasks on 4x4 grids, each with its own pattern and three demonstrations."""
+    """Write 16 training and 8 test tasks on 4x4 grids, each with its own permutation and three demonstrations."""
     import numpy as np
 
     def draw(random: Any, count: int) -> tuple[Any, Any]:
@@ -55,31 +55,31 @@ def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
         return inputs.reshape(-1, SEQ_LEN), labels.reshape(-1, SEQ_LEN)
 
     splits = {"train": (2 * BATCH, 1, train), "test": (BATCH, 2 * BATCH + 1, test)}
-    write_puzzles(root, draw, splits, words=VOCAB, demonstrations=DEMONSTRATIONS)
+    write_puzzles(root, draw, splits, vocab_size=VOCAB, demonstrations=DEMONSTRATIONS)
 
 
 def full_shape(config: Any) -> Any:
-    """The unshrunk model stands on the probes' grids."""
+    """The data shape for the full-size model: that of the tiny grids."""
     from models.recursive_reasoning.act import PuzzleShape
 
     return PuzzleShape(SEQ_LEN, VOCAB, 3 * BATCH + 1)
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type gives none, or none that fits."""
+    """Alternative values for keys whose type gives no suitable one."""
     own: dict[str, tuple[Settings, Settings]] = {"arch.encoder_type": ({}, {"arch.encoder_type": "lpn_standard"})}
     return recursive_reasoning.alternatives(data, write_patterns) | own
 
 
 def probes() -> Iterable[Any]:
-    """Those of encoders."""
+    """The probes of models with an encoder."""
     from tasks.etrm.probes import PROBES
 
     return PROBES
 
 
 def count_steps(subject: Subject) -> int | None:
-    """Optimizer steps as `tasks.etrm.task.SlotPlan` counts them."""
+    """Number of optimizer steps, as `tasks.etrm.task.SlotPlan` counts them; None if unknown."""
     config = subject.resolved or {}
     groups = training_groups(config, subject.data)
     epochs, batch, most = (config.get(key) for key in ("epochs", "global_batch_size", "max_train_groups"))

@@ -1,1 +1,1 @@
-"""Training steps on a GPU, in each of our modes, beside those of public code, eager and compiled (scripts/bench.py)."""
+"""Time training steps on a GPU, in each of our modes, against public code, eager and compiled (scripts/bench.py)."""

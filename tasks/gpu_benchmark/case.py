@@ -1,4 +1,4 @@
-"""A row of the table: a recipe as a command gives it, in each of its modes, and the trainer that a launch builds."""
+"""A row of the table: a recipe with its modes, and the trainer that a launch would build for it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tasks.gpu_benchmark.timing import Work
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = {"public code, compiled": True, "public code, eager": False}
-"""Mode of the published form -> whether it is compiled."""
+"""Mode of the public code -> whether it is compiled."""
 PLAIN = ("compile=off", "step_graph=off")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case(ABC):
-    """`rows` examples a step, of `tokens` out of `words` different ones, by `recipe` (words of a command line)."""
+    """A recipe (command-line words) with `rows` examples per step, each of `tokens` tokens below `vocab_size`."""
 
     script: ClassVar[str]
     compile: ClassVar[str]
@@ -37,9 +37,9 @@ class Case(ABC):
     recipe: tuple[str, ...]
     rows: int
     tokens: int
-    words: int
+    vocab_size: int
     small: bool = False
-    """Whether the step is captured uncompiled, too: of a large one such a graph keeps 20 GB to itself."""
+    """Whether to capture the uncompiled step too: for a large model such a graph would hold 20 GB."""
 
     @property
     def ours(self) -> dict[str, tuple[str, ...]]:
@@ -54,37 +54,37 @@ class Case(ABC):
 
     @property
     def modes(self) -> list[str]:
-        """All of the row, those first whose warm-up is the longest."""
+        """All modes of the row, those with the longest warm-up first."""
         compiled, eager = PUBLIC
         return [compiled, *self.ours, eager]
 
     @abstractmethod
     def write(self, folder: Path) -> None:
-        """Put made-up data of the row's shape there."""
+        """Write random data of the row's shape to `folder`."""
 
     @abstractmethod
     def overrides(self, folder: Path) -> tuple[str, ...]:
-        """Those data, the size of a batch, and a run that is longer than what is timed."""
+        """Overrides for this data, the batch size, and a run longer than the timing."""
 
     @abstractmethod
     def public(self, bench: Bench, *, compiled: bool) -> Work:
-        """What takes steps in the form of public code."""
+        """A function that takes training steps of the public code."""
 
 
 class Bench:
-    """The modes of one case over the same data, which it writes into `folder`. Each has weights of its own."""
+    """The modes of one case, on the same data, which it writes to `folder`. Each mode has its own weights."""
 
     def __init__(self, case: Case, device: torch.device, folder: Path) -> None:
         self.case, self.device, self.folder = case, device, folder
         self.flops: float | None = None
-        """Operations of one training step, as the model counts them; known once one of our modes was built."""
+        """FLOPs of a training step, as the model counts them; None until one of our modes was built."""
         self.graphs: dict[str, StepGraph] = {}
-        """Of the modes that have one."""
+        """Step graphs, by mode."""
         folder.mkdir(parents=True, exist_ok=True)
         case.write(folder)
 
     def work(self, mode: str) -> Work:
-        """What takes steps in `mode`. Raises: UsageError for a recipe that the launch would refuse."""
+        """A function that takes training steps in `mode`. Raises: UsageError for a recipe that a launch refuses."""
         if mode in PUBLIC:
             return self.case.public(self, compiled=PUBLIC[mode])
         trainer = self.trainer(*self.case.ours[mode])
@@ -95,7 +95,7 @@ class Bench:
         return partial(_steps, trainer)
 
     def trainer(self, *overrides: str) -> Trainer:
-        """As a launch builds it (engine/run/launch.py); it saves, writes and evaluates nothing."""
+        """The trainer as a launch builds it (engine/run/launch.py), without saving, logging and evaluation."""
         case = self.case
         words = (*case.recipe, *case.overrides(self.folder), f"device={self.device}", *overrides)
         trace = resolve(ROOT / case.script, words, root=ROOT)
@@ -113,7 +113,7 @@ class Bench:
 
 
 def _steps(trainer: Trainer, steps: int) -> None:
-    """As `Trainer.fit` takes them, with their batches and log lines."""
+    """Take steps as `Trainer.fit` does, with batches and log lines."""
     for _ in range(steps):
         trainer.step += 1
         trainer._train_step()

@@ -1,6 +1,5 @@
-"""Each row in a process of its own: all warm up beside one another, since compiling takes a minute and keeps one core
-busy; then one after the other is timed, alone on the device. What breaks one row, the device's context included, leaves
-the others as they are."""
+"""Run each row in its own process: all warm up in parallel, since compiling takes a minute on one core, then each is
+timed alone on the device. An error in one row, even a broken device context, does not affect the others."""
 
 from __future__ import annotations
 
@@ -22,18 +21,17 @@ import torch
 from engine.errors import RunFailure, UsageError
 from engine.loop.step_graph import WARM_UP
 from tasks.gpu_benchmark.case import PUBLIC, Bench, Case
-from tasks.gpu_benchmark.timing import Work, in_rounds, quartiles, reason
+from tasks.gpu_benchmark.timing import Work, in_rounds, one_line, quartiles
 
-WARM_UP_STEPS = WARM_UP + 3  # a step graph is captured, and used
+WARM_UP_STEPS = WARM_UP + 3  # enough to capture a step graph and to use it
 REFERENCE = "public code, compiled"
-TIMING_LIMIT = 120.0  # seconds after which a row that is being timed is given up
+TIMING_LIMIT = 120.0  # seconds after which the timing of a row is given up
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`seconds` bounds the timing of a row, `warm_up` the common warm-up; modes without the regular
-    expression `modes` in their name are left out.
-    `device` has a number where it is a GPU: cuda:0."""
+    """`seconds` bounds the timing of a row, `warm_up` the parallel warm-up. Only modes whose name matches the regular
+    expression `modes` are run. `device` has an index if it is a GPU: cuda:0."""
 
     device: str
     pairs: int = 7
@@ -44,9 +42,9 @@ class Settings:
 
 
 def measured_rows(cases: Sequence[Case], settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row as `measure` gives it, or `{"name", "error"}`, as soon as it is there. Files go into `folder`."""
+    """Yield the result of `Row.measure` for every row, or `{"name", "error"}`. Files go into `folder`."""
     context = multiprocessing.get_context("spawn")
-    workers = max(1, (os.cpu_count() or 1) // max(1, len(cases)))  # processes that compile for each row
+    workers = max(1, (os.cpu_count() or 1) // max(1, len(cases)))  # compile processes per row
     running: dict[Connection, tuple[Case, Any]] = {}
     try:
         for number, case in enumerate(cases):
@@ -83,7 +81,7 @@ def measured_rows(cases: Sequence[Case], settings: Settings, folder: Path) -> It
 
 
 def _answer(connection: Connection, process: Any, limit: float) -> dict[str, Any]:
-    """What the process sends within `limit` seconds, else how it failed."""
+    """The message that the process sends within `limit` seconds, else `{"error"}`."""
     try:
         if not connection.poll(limit):
             return {"error": f"gave no figures in {limit:g} seconds"}
@@ -95,7 +93,7 @@ def _answer(connection: Connection, process: Any, limit: float) -> dict[str, Any
 
 
 def _child(connection: Connection, case: Case, settings: Settings, folder: Path, workers: int) -> None:
-    """One row. Sends `{"ready": seconds}`, waits for a word, sends the figures; instead of either `{"error"}`."""
+    """Process of one row: send `{"ready": seconds}`, wait for a message, send the timings; on failure `{"error"}`."""
     try:
         import torch._inductor.config as inductor
 
@@ -109,13 +107,13 @@ def _child(connection: Connection, case: Case, settings: Settings, folder: Path,
         connection.send(row.measure())
     except BaseException as error:
         with contextlib.suppress(OSError):
-            connection.send({"error": reason(error)})
-        os._exit(1)  # a broken context of the device may not come to an end by itself
+            connection.send({"error": one_line(error)})
+        os._exit(1)  # a process with a broken device context may hang at exit
 
 
 class Row:
-    """The modes of one case: first those that are compiled or captured warm up, the others do when they are timed,
-    since they take the most memory."""
+    """The modes of one case. Compiled and captured ones warm up first; eager ones only when the row is timed, since
+    they take the most memory."""
 
     def __init__(self, case: Case, settings: Settings, folder: Path) -> None:
         self.settings, self.device = settings, torch.device(settings.device)
@@ -127,7 +125,7 @@ class Row:
         self.warm_up_seconds: dict[str, float] = {}
 
     def warm_up(self, *, eager: bool = False) -> None:
-        """A few steps of each mode, compiled or `eager` ones."""
+        """Take a few steps in each compiled mode, or in each `eager` one."""
         for mode in self.modes:
             if mode.endswith("eager") == eager:
                 self._warm_up(mode)
@@ -140,23 +138,23 @@ class Row:
                 work(WARM_UP_STEPS)
                 self._free()
             if mode in self.bench.graphs and not self.bench.graphs[mode].works:
-                raise RunFailure("the step could not be captured")  # a launch continues without it, with a warning
+                raise RunFailure("the step could not be captured")  # a launch only warns and continues without it
             self.works[mode] = work
         except (Exception, SystemExit) as error:
-            self.errors[mode] = str(error) if isinstance(error, UsageError | RunFailure) else reason(error)
+            self.errors[mode] = str(error) if isinstance(error, UsageError | RunFailure) else one_line(error)
         self.warm_up_seconds[mode] = round(time.perf_counter() - began, 1)
         lines = printed.getvalue().splitlines()
         self.notes[mode] = [line for line in lines if line.strip() and not line.startswith("device ")]
 
     def _free(self) -> None:
-        """Give back what the warm-up took and a step does not keep: other rows warm up on the same device."""
+        """Free the memory that only the warm-up needed: other rows warm up on the same device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
     def measure(self) -> dict[str, Any]:
-        """JSON-ready: for each mode `ms` [lower quartile, median, upper quartile], `ratio` the same of public code's
-        time over its own, round by round, `tflops`; then errors and what was printed."""
+        """Time all modes; JSON-ready: for each mode `ms` [lower quartile, median, upper quartile], `ratio` (quartiles
+        of the compiled public code's time over its own, per round), `tflops`; then errors and printed lines."""
         self.warm_up(eager=True)
         works = {mode: self.works[mode] for mode in self.modes if mode in self.works}
         times, errors = in_rounds(works, self.device, rounds=self.settings.pairs, seconds=self.settings.seconds)

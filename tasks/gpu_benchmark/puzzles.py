@@ -1,4 +1,4 @@
-"""Rows of pretrain.py, beside TRM's loop."""
+"""Rows of pretrain.py, against TRM's public loop."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class PuzzleCase(Case):
     compile: ClassVar[str] = "block"
 
     def write(self, folder: Path) -> None:
-        """Puzzles of random tokens, each with an identifier of its own."""
+        """Write puzzles of random tokens, each with its own identifier."""
         count = 4 * self.rows
         splits = {
-            "train": random_puzzles(count, 1, 1, self.tokens, self.words),
-            "test": random_puzzles(self.rows, 1, 1, self.tokens, self.words),
+            "train": random_puzzles(count, 1, 1, self.tokens, self.vocab_size),
+            "test": random_puzzles(self.rows, 1, 1, self.tokens, self.vocab_size),
         }
         write_dataset(
             folder / "puzzles",
             splits,
-            vocab_size=self.words,
+            vocab_size=self.vocab_size,
             seq_len=self.tokens,
             card={"name": "puzzles"},
             identifiers=[f"p{number}" for number in range(count + 1)],
         )
 
     def overrides(self, folder: Path) -> tuple[str, ...]:
-        """16,000 steps."""
+        """The data, the batch size, and 16,000 steps."""
         return (
             f"data_paths=[{folder}/puzzles]",
             f"global_batch_size={self.rows}",
@@ -48,7 +48,7 @@ class PuzzleCase(Case):
         )
 
     def public(self, bench: Bench, *, compiled: bool) -> Work:
-        """TRM's loop: a batch from pinned memory, where a process of its own puts them; metrics are read every step."""
+        """TRM's loop: batches come from pinned memory, which a separate process fills; metrics are read every step."""
         trainer, device = bench.trainer(*PLAIN), bench.device
         task: Any = trainer.task
         model = task.model

@@ -1,4 +1,4 @@
-"""The table as text: one line for each row and mode, as soon as the row is there."""
+"""The table as text: one line for each row and mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = (
 
 
 def lines_of(row: Mapping[str, Any], matmul_tflops: float) -> Iterator[str]:
-    """The lines of one row, then what failed in it, a line each, and warnings that it printed."""
+    """The lines of one row, then a line for each failed mode and for each warning that it printed."""
     name = row["name"]
     if "error" in row:
         yield f"failed: {name}: {row['error']}"

@@ -1,4 +1,4 @@
-"""Rows of train.py, beside nanoGPT's loop."""
+"""Rows of train.py, against nanoGPT's loop."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class TextCase(Case):
     compile: ClassVar[str] = "full"
 
     def write(self, folder: Path) -> None:
-        """Random tokens."""
+        """Write random tokens."""
         draw = np.random.default_rng(0)
         for split, count in TOKENS.items():
-            draw.integers(0, self.words, count).astype(np.uint16).tofile(folder / f"{split}.bin")
-        (folder / "meta.json").write_text(json.dumps({"vocab_size": self.words, "dtype": "uint16"}))
+            draw.integers(0, self.vocab_size, count).astype(np.uint16).tofile(folder / f"{split}.bin")
+        (folder / "meta.json").write_text(json.dumps({"vocab_size": self.vocab_size, "dtype": "uint16"}))
 
     def overrides(self, folder: Path) -> tuple[str, ...]:
-        """A million iterations."""
+        """The data, the batch size, and a million iterations."""
         sizes = (f"batch_size={self.rows}", f"arch.block_size={self.tokens}", "max_iters=1000000")
         return (f"dataset={folder}", f"out_dir={folder}/run", *sizes)
 
     def public(self, bench: Bench, *, compiled: bool) -> Work:
-        """nanoGPT's loop: autocast, the next batch made while the device is busy, the loss read every tenth step."""
+        """nanoGPT's loop: autocast, the next batch loaded while the device computes, the loss read every tenth step."""
         device, config = bench.device, bench.trainer(*PLAIN).config
         arch = config.arch  # type: ignore[attr-defined]
         sizes = Sizes(
-            vocab=self.words,
+            vocab=self.vocab_size,
             layers=arch["n_layer"],
             heads=arch["n_head"],
             width=arch["n_embd"],

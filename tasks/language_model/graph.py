@@ -1,6 +1,6 @@
-"""A run of train.py as a graph: tokens [B, T] to logits [B, T, V], for any number of rows and up to block_size tokens.
+"""Export a run of train.py as a graph: tokens [B, T] -> logits [B, T, V], for any B and T up to block_size.
 
-A model of K aligned streams takes [B, K, T] and gives K logits.
+A model of K aligned streams takes [B, K, T] and returns K logits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasks.graphs import Graph, Run, require_precision, write_graph
 from tasks.language_model.loading import load_text_run
 
 ROWS = (1, 3)
-"""Of the batches that a graph is checked on: tokens drawn at random, of the shortest and the longest length."""
+"""Rows of the batches that a graph is checked on: random tokens, of the shortest and the longest length."""
 
 
 class _Logits(nn.Module):
@@ -33,7 +33,7 @@ class _Logits(nn.Module):
 
 
 def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None:
-    """Write the folder that scripts/export.py was asked for. Raises: UsageError, RunFailure."""
+    """Export a run for the arguments of scripts/export.py. Raises: UsageError, RunFailure."""
     run = load_text_run(args.checkpoint, checkpoint="latest", device="cpu", weights=args.weights or "ema")
     if args.weights == "ema" and run.weights != "ema":
         raise UsageError(f"{args.checkpoint} keeps no averaged weights (ema=false): use --weights raw")
@@ -47,27 +47,27 @@ def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None
     streams = () if len(sizes) == 1 else (len(sizes),)
     outputs = ("logits",) if len(sizes) == 1 else tuple(f"logits_{number}" for number in range(len(sizes)))
     generator = keyed_generator(0, "export")
-    questions = [
+    batches = [
         torch.randint(min(sizes), (rows, *streams, length), generator=generator)
         for rows, length in zip(ROWS, (2, block), strict=True)
     ]
     plain = _Logits(model)
 
-    def answer(graph: Run) -> Tensor:
-        return torch.cat([logits.flatten() for tokens in questions for logits in graph(tokens)])
+    def flat_logits(graph: Run) -> Tensor:
+        return torch.cat([logits.flatten() for tokens in batches for logits in graph(tokens)])
 
     with torch.no_grad():
-        expected = answer(plain)
+        expected = flat_logits(plain)
     write_graph(
         Graph(
             module=plain,
-            inputs={"tokens": questions[1][:2]},
+            inputs={"tokens": batches[1][:2]},
             sizes={"tokens": {0: Dim("rows", min=1, max=1 << 20), 1 + len(streams): Dim("length", min=2, max=block)}},
             outputs=outputs,
             expected=expected,
-            answer=answer,
-            asked=f"random tokens, {' and '.join(str(list(tokens.shape)) for tokens in questions)}",
-            about={
+            logits=flat_logits,
+            checked_on=f"random tokens, {' and '.join(str(list(tokens.shape)) for tokens in batches)}",
+            metadata={
                 "architecture": run.config.arch,
                 "block_size": block,
                 "vocab_sizes": list(sizes),

@@ -1,7 +1,6 @@
-"""Where the weights of a `train.py` run begin, if not at random: OpenAI's GPT-2, or another run of ours.
+"""Initial weights of a `train.py` run that does not start at random: OpenAI's GPT-2, or another run of ours.
 
-Everything that can be refused is refused before the run directory is touched; a resumed run has its own weights
-and asks for nothing here.
+Bad sources are refused before the run directory is touched; a resumed run has its own weights and loads nothing here.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
 from models.language_models.gpt2_weights import from_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
 from tasks.language_model.args import TrainConfig
-from tasks.loading import misfit
+from tasks.loading import shape_mismatch
 
 HUB = "openai-community/"
-GPT2_WORDS = 50257
+GPT2_VOCAB_SIZE = 50257
 
 
 def starting_weights(config: TrainConfig, model: nn.Module, folders: Sequence[Path]) -> Callable[[], None] | None:
-    """What puts the weights in place, once it is known that the run starts afresh; None for random ones."""
+    """A function that loads the initial weights, to be called if the run does not resume; None for random weights."""
     if config.init_from == "gpt2":
         return partial(load_gpt2, config, model, folders)
     if config.init_from == "prev_run":
@@ -45,9 +44,9 @@ def starting_weights(config: TrainConfig, model: nn.Module, folders: Sequence[Pa
 
 
 def load_gpt2(config: TrainConfig, model: Any, folders: Sequence[Path]) -> None:
-    """OpenAI's weights into `model`; a position table longer than arch.block_size is cut.
+    """Load OpenAI's weights into `model`; a position table longer than arch.block_size is truncated.
 
-    Raises: UsageError for data of another tokenizer, weights that are nowhere, or an architecture they do not fit.
+    Raises: UsageError for data of another tokenizer, missing weights, or an architecture that they do not fit.
     """
     require_gpt2_tokens(folders)
     folder = find_gpt2(config.gpt2_type)
@@ -61,10 +60,10 @@ def load_gpt2(config: TrainConfig, model: Any, folders: Sequence[Path]) -> None:
 
 
 def require_gpt2_tokens(folders: Sequence[Path]) -> None:
-    """Refuse data of another tokenizer, whose numbers GPT-2 would read as its own words."""
+    """Raise UsageError for data of another tokenizer, whose ids stand for other tokens in GPT-2."""
     for folder in folders:
         meta = read_meta(folder)
-        if meta.tokenizer != "gpt2" or meta.vocab_size != GPT2_WORDS:
+        if meta.tokenizer != "gpt2" or meta.vocab_size != GPT2_VOCAB_SIZE:
             raise UsageError(
                 f"init_from=gpt2 needs data in GPT-2's own tokens, but {folder} has {meta.vocab_size} of "
                 f"'{meta.tokenizer}': python -m dataset.build_text_dataset NAME --tokenizer gpt2 builds such a set"
@@ -72,9 +71,9 @@ def require_gpt2_tokens(folders: Sequence[Path]) -> None:
 
 
 def find_gpt2(kind: str) -> Path:
-    """Folder with config.json and weights: `kind` itself, else its snapshot in the Hub cache, else a download.
+    """The folder with config.json and weights: `kind` itself, else its snapshot in the Hub cache, else a download.
 
-    Raises: UsageError with how to get it.
+    Raises: UsageError that says how to get it.
     """
     if (folder := gpt2_folder(kind)) is not None or (user_path(kind).is_dir() and kind not in GPT2_SIZES):
         return folder or user_path(kind)
@@ -94,7 +93,7 @@ def find_gpt2(kind: str) -> Path:
     try:
         hf_hub_download(HUB + kind, WEIGHTS[0])
         return Path(hf_hub_download(HUB + kind, "config.json")).parent
-    except Exception as error:  # every way in which a network can fail has its own class there
+    except Exception as error:  # it raises a different class for each kind of network failure
         raise UsageError(
             f"GPT-2's weights are not in the Hub cache and cannot be fetched ({type(error).__name__}): on a machine "
             f"with network `hf download {HUB}{kind}`, then copy the folder and set gpt2_type=FOLDER{there}"
@@ -105,9 +104,9 @@ def find_gpt2(kind: str) -> Path:
 
 
 def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]) -> None:
-    """The weights of another run's checkpoint, or of a nanoGPT ckpt.pt; optimizer, step and best loss stay behind.
+    """Load the weights of another run's checkpoint, or of a nanoGPT ckpt.pt, but no optimizer state, step or best loss.
 
-    Raises: UsageError for nothing there, or weights of another architecture or vocabulary.
+    Raises: UsageError for a missing checkpoint, or weights of another architecture or vocabulary.
     """
     path = str(config.prev_run_ckpt)
     folder = user_path(path)
@@ -120,18 +119,18 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     checkpoint = load_checkpoint(source, resuming=False)
     separate = config.training_mode == "multicontext" or config.multidataset_wte
     require_same_vocabulary(source.resolve().parent.parent, folders, separate=separate, key=f"prev_run_ckpt={source}")
-    if odd := misfit(checkpoint.model, model.state_dict()):
+    if mismatch := shape_mismatch(checkpoint.model, model.state_dict()):
         raise UsageError(
-            f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or odd}: "
+            f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or mismatch}: "
             "the same arch.* and a data set of the same vocabulary are needed"
         )
-    averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
+    averaged = checkpoint.ema or {}  # if a run keeps averages, those were evaluated
     load_weights(model, {**checkpoint.model, **averaged}, strict=True)
     print_rank0(f"weights     {source} (step {checkpoint.step}{', averaged' if averaged else ''})")
 
 
 def load_nanogpt(path: Path, model: Any) -> None:
-    """Weights of a nanoGPT checkpoint file. Raises: UsageError for another kind of file or another architecture."""
+    """Load a nanoGPT checkpoint file. Raises: UsageError for another kind of file or another architecture."""
     try:
         model.load_state_dict(from_nanogpt(read_nanogpt(path), model.config, model.shape), strict=True)
     except ValueError as error:

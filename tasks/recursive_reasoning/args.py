@@ -56,7 +56,7 @@ class LossWeights:
 
 @dataclass(kw_only=True)
 class EpisodeConfig(RunConfig):
-    """What all scripts of recursive models share. Steps below are optimizer steps, one ACT step for each slot."""
+    """Keys shared by all scripts of recursive models. Steps are optimizer steps, one ACT step for each slot."""
 
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
         "learning_rate": "did you mean 'lr'?",
@@ -165,7 +165,7 @@ class EpisodeConfig(RunConfig):
 
 @dataclass(kw_only=True)
 class PretrainConfig(EpisodeConfig):
-    """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
+    """Recursive reasoning with puzzle embeddings. Steps are optimizer steps, one ACT step for each slot."""
 
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
     BEFORE: ClassVar[Mapping[str, Any]] = {
@@ -216,6 +216,6 @@ class PretrainConfig(EpisodeConfig):
 
 
 def _nearest_divisor(number: int, near: int) -> int:
-    """The divisor of `number` nearest to `near`, among those that a million divisions find."""
+    """The divisor of `number` nearest to `near`, among those found in at most a million divisions."""
     small = [d for d in range(1, min(math.isqrt(number), 1_000_000) + 1) if number % d == 0]
     return min((each for d in small for each in (d, number // d)), key=lambda d: (abs(d - near), d))

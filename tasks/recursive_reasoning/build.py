@@ -1,4 +1,4 @@
-"""How a run of pretrain.py is built: data, model, loss, task, and the plan that the trainer follows."""
+"""Build a run of pretrain.py: data, model, loss, task, and the plan for the trainer."""
 
 from __future__ import annotations
 
@@ -32,22 +32,21 @@ from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
 
 def check(config: PretrainConfig) -> None:
-    """Names and keys of the architecture and the evaluators. Raises: UsageError."""
+    """Check the architecture, optimizers and evaluators of a config. Raises: UsageError."""
     FAMILY.read_arch(config)
     check_optimizers(config.optimizer, config.lr)
     create_evaluators(config.evaluators)
 
 
 def create_model(config: PretrainConfig, shape: PuzzleShape, runtime: Runtime) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, on the device. Raises: UsageError where they misfit the
-    data."""
+    """(model, loss head) of `config.arch`, on the device. Raises: UsageError if they do not fit the data."""
     return building.create_model(FAMILY.read_arch(config), shape, runtime)
 
 
 def build(
     config: PretrainConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
-    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    """Build data, model, loss and task of a run; returns the plan for the trainer."""
     folders, tests = usable_folders(config)
     train = load_splits(folders, "train")
     check_branch(config, train)
@@ -66,7 +65,7 @@ def build(
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
     test = load_splits(tests, "test", like=train)
-    if config.load_checkpoint:  # what that run was trained on, nobody compares with these tests
+    if config.load_checkpoint:  # that run's training data was not compared with these test sets
         test = [replace(s, leakage="unchecked") if leakage_of([s]) == "clean" else s for s in test]
     task = RecursiveReasoningTask(
         model,
@@ -84,7 +83,7 @@ def build(
 
 
 def usable_folders(config: EpisodeConfig) -> tuple[list[Path], list[Path]]:
-    """The data sets to train on and to test on, built where they are missing and may be. Raises: UsageError."""
+    """(training, test) data sets, built if missing where that is allowed. Raises: UsageError."""
     usable = partial(ensure, build=not config.from_file, offline=config.offline)
     folders = list(map(usable, config.data_paths))
     return folders, list(map(usable, config.data_paths_test)) or folders
@@ -93,7 +92,7 @@ def usable_folders(config: EpisodeConfig) -> tuple[list[Path], list[Path]]:
 def evaluation_of(
     config: EpisodeConfig, kind: Callable[..., EvalSampler], test: Sequence[PuzzleSplit]
 ) -> dict[str, Any]:
-    """What a task needs for batches and evaluations: `kind` draws from the `test` splits, often and in the end."""
+    """The task arguments for batches and evaluation; `kind` is the class of the samplers of the `test` splits."""
     held_out = partial(kind, test, config.eval_batch_size or config.global_batch_size, seed=config.eval_seed)
     return {
         "global_rows": config.global_batch_size,
@@ -121,8 +120,8 @@ def training_plan(
     folders: Sequence[Path],
     **more: Any,
 ) -> TrainingPlan:
-    """The plan of a run of so many steps, or the config's, on data in `folders`; `evaluated` are the steps that
-    complete an eval interval, `more` other fields."""
+    """The plan of a run of at most `total_steps` steps on the data in `folders`; `evaluated` are the steps that
+    complete an eval interval, `more` further fields. Raises: UsageError if the test split is empty."""
     if not config.from_file and (config.final_eval or config.eval_interval):
         tested = config.final_eval or task.validation_sampler is None
         if tested and not task.final_sampler.num_examples:
@@ -163,9 +162,8 @@ def training_plan(
 
 
 def _try_evaluators(config: EpisodeConfig, task: RecursiveReasoningTask) -> None:
-    """Let others like those of the task begin: what they cannot read is refused now, not after hours of training.
-
-    Raises: UsageError.
+    """Start copies of the task's evaluators on the test data: what they cannot read is refused now, not after hours of
+    training. Raises: UsageError.
     """
     for evaluator in create_evaluators(config.evaluators):
         if (attach := getattr(evaluator, "attach", None)) is not None:
@@ -174,7 +172,7 @@ def _try_evaluators(config: EpisodeConfig, task: RecursiveReasoningTask) -> None
 
 
 def groups_of(model: RecursiveModel, config: PretrainConfig) -> list[ParamGroup]:
-    """The optimizer groups of a model as the config asks for them."""
+    """The optimizer groups of a model for a config."""
     return param_groups(
         model,
         lr=config.lr,

@@ -1,7 +1,7 @@
-"""What a checkpoint of a model with a large puzzle table costs a run: for scripts/bench_checkpoint.py.
+"""Time what saving a model with a large puzzle table costs a run: for scripts/bench_checkpoint.py.
 
-A real run of `pretrain.py`'s loop on made-up puzzles whose identifiers are spread over the whole table. It saves now as
-one waits for it, now beside the steps, in turns and in one process; machines drift.
+It trains with `pretrain.py`'s loop on random puzzles whose identifiers are spread over the whole table. Blocking and
+background saves alternate in one process, because machines drift.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from models.sparse_embedding import SparseEmbedding
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.build import build
 
-ROWS, LENGTH, WORDS, QUIET = 8, 16, 11, 4
-"""Slots of a step, tokens and words of a puzzle, steps without a save between two saves."""
+ROWS, LENGTH, VOCAB, QUIET = 8, 16, 11, 4
+"""Batch rows, tokens of a puzzle, vocabulary size, steps without a save between two saves."""
 MODES = {"waited for": False, "beside": True}
 
 
 @dataclass
 class Saved:
-    """One checkpoint."""
+    """Timings of one checkpoint, in seconds."""
 
     hold_s: float
-    """How long the loop stood still for it."""
+    """How long it blocked the loop."""
     write_s: float = 0.0
-    """From the first byte to the last pointer."""
+    """From the first byte written to the last pointer."""
     steps_s: list[float] = field(default_factory=list)
-    """The steps that ran meanwhile."""
+    """Steps that ran meanwhile."""
 
     def cost_s(self, quiet_s: float) -> float:
-        """Training time lost: standing still, and steps slower than without a save."""
+        """Training time lost: the loop blocked, and steps slower than without a save."""
         return self.hold_s + sum(step - quiet_s for step in self.steps_s)
 
 
 class Timed(Session):
-    """A session that saves when it is asked to, not when the config schedules it, and keeps the time."""
+    """A session that saves on the benchmark's schedule, not the config's, and times each save."""
 
     saved: dict[str, list[Saved]]
     quiet: list[float]
@@ -69,7 +69,7 @@ class Timed(Session):
         writing = self.writer._thread is not None and self.writer._thread.is_alive()
         if writing:
             self.current.steps_s.append(now - self.last)
-        elif self.since > 1:  # the first steps are slower, and so is the one in which the writer ended
+        elif self.since > 1:  # the first steps are slower, and so is the one in which the writer finished
             self.quiet.append(now - self.last)
         self.since = 0 if writing else self.since + 1
         done = sum(map(len, self.saved.values()))
@@ -92,11 +92,11 @@ class Timed(Session):
         current.write_s = time.perf_counter() - began
 
     def save(self, trainer: Any, why: str) -> None:
-        """Not one more at the end."""
+        """Skip the checkpoint at the end of the run."""
 
 
 def measure(identifiers: int, width: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Train in `folder` with `rounds` saves of each kind; the figures, times in seconds."""
+    """Train in `folder` with `rounds` saves of each mode; returns the timings in seconds."""
     session, directory = _session(identifiers, width, rounds, folder)
     runtime = make_runtime(session.config)
     try:
@@ -130,12 +130,12 @@ def measure(identifiers: int, width: int, rounds: int, folder: Path) -> dict[str
 
 
 def _ratios(saved: dict[str, list[Saved]], of: Callable[[Saved], float]) -> list[float]:
-    """Waited for over beside, of neighbours."""
+    """Blocking over background, for consecutive saves."""
     return [of(slow) / max(of(fast), 1e-9) for slow, fast in zip(*saved.values(), strict=True)]
 
 
 def spread(values: Sequence[float]) -> list[float] | None:
-    """Median, lowest, highest."""
+    """(median, lowest, highest); None without values."""
     return [statistics.median(values), min(values), max(values)] if values else None
 
 
@@ -144,7 +144,7 @@ def _session(identifiers: int, width: int, rounds: int, folder: Path) -> tuple[T
     write_dataset(
         data,
         dict.fromkeys(("train", "test"), _puzzles(identifiers)),
-        vocab_size=WORDS,
+        vocab_size=VOCAB,
         seq_len=LENGTH,
         card={"name": "puzzles"},
         identifiers=[f"p{number}" for number in range(identifiers)],
@@ -174,10 +174,10 @@ def _session(identifiers: int, width: int, rounds: int, folder: Path) -> tuple[T
 
 
 def _puzzles(identifiers: int) -> SplitArrays:
-    """A puzzle of one example for each of up to 4,096 identifiers, spread over all."""
+    """Puzzles of one example each, for up to 4,096 identifiers spread over the whole table."""
     count = min(identifiers - 1, 4096)
     rng = np.random.default_rng(0)
-    inputs, labels = rng.integers(1, WORDS, (2, count, LENGTH)).astype(np.uint8)
+    inputs, labels = rng.integers(1, VOCAB, (2, count, LENGTH)).astype(np.uint8)
     return SplitArrays(
         inputs,
         labels,
@@ -187,11 +187,11 @@ def _puzzles(identifiers: int) -> SplitArrays:
     )
 
 
-def touch(identifiers: int, width: int, *, rows: int = 768, times: int = 30) -> dict[str, Any]:
-    """One update of the table by SparseSignSGD, of `rows` random identifiers, of this table and of one of 1,000; and
-    what the least of dense optimizers costs, one pass over the whole table."""
+def time_table_update(identifiers: int, width: int, *, rows: int = 768, times: int = 30) -> dict[str, Any]:
+    """Time a SparseSignSGD update of `rows` random identifiers, in this table and in one of 1,000 rows; and one pass
+    over the whole table, which is the least that a dense optimizer costs."""
     table, small = SparseEmbedding(identifiers, width), SparseEmbedding(1000, width)
-    table.weights.fill_(0.5)  # memory that is not touched yet is quick
+    table.weights.fill_(0.5)  # untouched memory would be faster
     seconds: dict[str, list[float]] = {"table": [], "small": [], "dense": []}
     generator = torch.Generator().manual_seed(0)
     for _ in range(times):
@@ -214,8 +214,8 @@ def touch(identifiers: int, width: int, *, rows: int = 768, times: int = 30) -> 
     }
 
 
-def show(figures: dict[str, Any], touched: dict[str, Any]) -> None:
-    """The tables of docs/results/arc-checkpoints.md."""
+def show(figures: dict[str, Any], update: dict[str, Any]) -> None:
+    """Print the tables of docs/results/arc-checkpoints.md."""
     size, peak = figures["bytes"] / 1e9, figures["peak_rss_bytes"] / 1e9
     table, quiet = f"{figures['identifiers']:,} identifiers x {figures['width']}", _seconds(figures["quiet_step_s"])
     print_rank0(f"{table}: checkpoint {size:.2f} GB, peak memory {peak:.1f} GB, step without a save {quiet} s")
@@ -230,14 +230,14 @@ def show(figures: dict[str, Any], touched: dict[str, Any]) -> None:
     print_rank0("\n| update of the table | ms |")
     print_rank0("|---|---|")
     for name, what in (
-        ("table", f"SparseSignSGD, {touched['rows']} of {figures['identifiers']:,} rows"),
-        ("small", f"SparseSignSGD, {touched['rows']} of 1,000 rows"),
+        ("table", f"SparseSignSGD, {update['rows']} of {figures['identifiers']:,} rows"),
+        ("small", f"SparseSignSGD, {update['rows']} of 1,000 rows"),
         ("dense", "one pass over the whole table"),
     ):
-        print_rank0(f"| {what} | {_seconds([1000 * value for value in touched[name]])} |")
-    print_rank0(f"\nstate of SparseSignSGD: {touched['state_bytes']} bytes; averages hold no table")
+        print_rank0(f"| {what} | {_seconds([1000 * value for value in update[name]])} |")
+    print_rank0(f"\nstate of SparseSignSGD: {update['state_bytes']} bytes; averages hold no table")
 
 
 def _seconds(values: Sequence[float] | None) -> str:
-    """Median (lowest to highest)."""
+    """Format as median (lowest to highest)."""
     return "-" if values is None else f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"

@@ -1,4 +1,4 @@
-"""Where a step of a run is in its data."""
+"""Map an optimizer step to its position in the training data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from engine.task import UsageError
 
 
 class EpochPlan:
-    """Where step s of a run is in the data: iterations of `epochs_per_iter` epochs, counted in real batches.
+    """The position of each step in the data: iterations of `epochs_per_iter` epochs, counted in actual batches.
 
-    Raises UsageError for more iterations than can be planned one by one, where they differ in length.
+    Raises UsageError for iterations of unequal length that are too many to plan one by one.
     """
 
     MOST = 100_000
@@ -37,12 +37,12 @@ class EpochPlan:
         return self.ends[-1]
 
     def locate(self, step: int) -> tuple[int, int]:
-        """Step (1-based) -> (iteration, 1-based; batch index in it, 0-based)."""
+        """Step (1-based) -> (iteration, 1-based; batch index within it, 0-based)."""
         number = bisect.bisect_left(self.ends, step)
         before = self.ends[number - 1] if number else 0
         return number + 1, step - before - 1
 
     def evaluation_steps(self, skip: int) -> Collection[int]:
-        """The steps that complete an iteration, without the first `skip` iterations."""
+        """The last steps of all iterations but the first `skip`."""
         steps = self.ends[skip:]
         return steps if isinstance(steps, range) else frozenset(steps)

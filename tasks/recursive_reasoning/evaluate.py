@@ -1,4 +1,4 @@
-"""Evaluate a run of pretrain.py: the metrics of the run's own evaluation, and accuracy after every ACT step."""
+"""Evaluate a run of pretrain.py: the metrics of its own evaluation, and the accuracy after every ACT step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class _WithProgress:
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
-    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
+    """Load a run, evaluate it, print and write the result, for the arguments of scripts/evaluate.py. Raises:
+    UsageError."""
     target = None if args.json is None else args.json.absolute()
     run = load_puzzle_run(args.checkpoint, **run_options(args))
     opened, model = run.opened, run.task.model
@@ -86,7 +87,10 @@ def evaluate_run(args: argparse.Namespace) -> None:
 def evaluate(
     run: PuzzleRun, *, max_examples: int | None, batch_size: int | None, budget: EvalBudget | None = None
 ) -> dict[str, float | None]:
-    """The metrics of the task's own evaluation plus those of `steps@PerStepAccuracy`, without their `eval/`."""
+    """The metrics of the task's own evaluation and of `steps@PerStepAccuracy`, without the prefix `eval/`.
+
+    Raises: UsageError if the split has no examples.
+    """
     from evaluators.steps import PerStepAccuracy, PerStepAccuracyConfig
 
     task, config = run.task, run.opened.config
@@ -100,7 +104,7 @@ def evaluate(
 
 
 def result_file(run: PuzzleRun, args: argparse.Namespace, max_examples: int | None) -> Path:
-    """`evaluation_step_N.json`, with every setting in the name that is not that of the run's last evaluation."""
+    """`evaluation_step_N.json`; its name lists every setting that differs from the run's final evaluation."""
     opened = run.opened
     differences = []
     if args.split != "test":
@@ -123,7 +127,7 @@ def result_file(run: PuzzleRun, args: argparse.Namespace, max_examples: int | No
 
 
 def print_evaluation(settings: dict[str, Any], metrics: dict[str, float | None], seconds: float) -> None:
-    """The table of all ACT steps and the facts that its numbers depend on."""
+    """Print the table over ACT steps and the facts that its numbers depend on."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

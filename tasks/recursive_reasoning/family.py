@@ -1,4 +1,4 @@
-"""Recursive reasoning with puzzle embeddings, as the rest of the project knows it (no torch)."""
+"""The family record of recursive reasoning with puzzle embeddings (imports no torch)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.recursive_reasoning.args import PretrainConfig
 
 
 def data_folders(config: Mapping[str, Any]) -> list[str]:
-    """The folders of data that a stored config names."""
+    """The data folders of a stored config."""
     paths = config.get("data_paths")
     return [str(user_path(path)) for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
 

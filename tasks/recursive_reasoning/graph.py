@@ -1,4 +1,7 @@
-"""A run of pretrain.py as the graph of one ACT step, with a driver that needs numpy and onnxruntime alone."""
+"""Export a run of pretrain.py as the graph of one ACT step, with a driver that needs only numpy and onnxruntime.
+
+Shapes: B rows of a batch, T tokens, V vocabulary size, N puzzle identifiers, E width of the puzzle table.
+"""
 
 from __future__ import annotations
 
@@ -18,44 +21,44 @@ from reports.model_card import Verify
 from tasks.graphs import Graph, Run, require_precision, write_graph
 from tasks.recursive_reasoning.loading import PuzzleRun, load_puzzle_run
 
-QUESTIONS, SEVERAL = 64, (3, 61)
-"""Held-out puzzles that a graph is checked on, in batches of these sizes."""
+EXAMPLES, BATCH_SIZES = 64, (3, 61)
+"""Held-out puzzles that a graph is checked on, and the sizes of their batches."""
 
 
 def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None:
-    """Write the folder that scripts/export.py was asked for. Raises: UsageError, RunFailure."""
+    """Export a run for the arguments of scripts/export.py. Raises: UsageError, RunFailure."""
     run = load_puzzle_run(args.checkpoint, weights=args.weights, device="cpu")
     model, opened = run.task.model, run.opened
     require_precision(args.checkpoint, model.inner.dtype)
     if model.noise_width or model.needs_keys:
         raise UsageError(f"{args.checkpoint} draws random numbers in every step: it cannot be exported as a graph")
-    questions = held_out(run)
-    own = [model_steps(model, batch) for batch in questions]
-    whole = torch.cat([model(batch).logits.argmax(-1) for batch in questions])
+    batches = held_out(run)
+    outputs = [model_steps(model, batch) for batch in batches]
+    final = torch.cat([model(batch).logits.argmax(-1) for batch in batches])
     step = OneStep(model)
 
-    def answer(graph: Run) -> Tensor:
+    def logits(graph: Run) -> Tensor:
         return torch.cat(
-            [each_step(graph, step, batch, outputs) for batch, outputs in zip(questions, own, strict=True)]
+            [step_logits(graph, step, batch, steps) for batch, steps in zip(batches, outputs, strict=True)]
         )
 
-    def episodes(graph: Run) -> str:
-        answers = torch.cat([episode(graph, step, batch, run.steps).argmax(-1) for batch in questions])
-        return f"{int((answers == whole).all(1).sum())} of {len(whole)} final answers are the model's"
+    def compare_episodes(graph: Run) -> str:
+        preds = torch.cat([episode_logits(graph, step, batch, run.steps).argmax(-1) for batch in batches])
+        return f"{int((preds == final).all(1).sum())} of {len(final)} final answers are the model's"
 
     rows = Dim("rows", min=1, max=1 << 20)
-    inputs = step_inputs(step, _two_rows(questions[0]))
+    inputs = step_inputs(step, _two_rows(batches[0]))
     write_graph(
         Graph(
             module=step,
             inputs=inputs,
             sizes={name: {0: rows} for name in inputs},
             outputs=step.outputs,
-            expected=torch.cat([output.logits for outputs in own for output in outputs]),
-            answer=answer,
-            asked=f"{len(whole)} held-out puzzles, {run.steps} ACT steps each, from the model's own states",
-            also=episodes,
-            about={
+            expected=torch.cat([output.logits for steps in outputs for output in steps]),
+            logits=logits,
+            checked_on=f"{len(final)} held-out puzzles, {run.steps} ACT steps each, from the model's own states",
+            further_check=compare_episodes,
+            metadata={
                 "architecture": opened.config.arch,
                 "state": list(step.start),
                 "steps": run.steps,
@@ -74,7 +77,7 @@ def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None
                 *['evaluate.py beside this file does that: Model(Path("FOLDER"))(inputs, identifiers)']
                 * (args.format == "onnx"),
             ],
-            beside=lambda folder, format: _write_beside(step, folder, format),
+            write_more=lambda folder, format: _write_state_and_driver(step, folder, format),
         ),
         args,
         verify,
@@ -82,12 +85,12 @@ def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None
 
 
 def held_out(run: PuzzleRun) -> list[dict[str, Tensor]]:
-    """The first QUESTIONS examples of the test split, in batches of SEVERAL sizes."""
+    """The first EXAMPLES examples of the test split, in batches of BATCH_SIZES."""
     split = run.splits[0]
-    examples = split.questions()[:QUESTIONS]
+    examples = split.questions()[:EXAMPLES]
     if not len(examples):
         raise UsageError(f"{run.data[0]['path']} has no examples in this split")
-    parts = np.split(examples, np.cumsum(SEVERAL)[:-1])
+    parts = np.split(examples, np.cumsum(BATCH_SIZES)[:-1])
     batches = [split.batch(part) for part in parts if len(part)]
     return [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
 
@@ -97,16 +100,16 @@ def _two_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def step_inputs(step: OneStep, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the first step of an episode is given."""
+    """The inputs of the first step of an episode, by name."""
     rows = len(batch["inputs"])
-    given = {"inputs": batch["inputs"]}
+    inputs = {"inputs": batch["inputs"]}
     if step.table is not None:
-        given[EMBEDDING] = step.table[batch["puzzle_identifiers"].long()]
-    return given | {name: start.expand(rows, *start.shape).contiguous() for name, start in step.start.items()}
+        inputs[EMBEDDING] = step.table[batch["puzzle_identifiers"].long()]
+    return inputs | {name: start.expand(rows, *start.shape).contiguous() for name, start in step.start.items()}
 
 
 def model_steps(model: Any, batch: dict[str, Tensor]) -> list[Any]:
-    """Every ACT step of the model itself, in which no row stays behind."""
+    """The model's output at every ACT step, with halting off so that no row stops early."""
     halting, model.eval_halting = model.eval_halting, "fixed"
     outputs = list(model.think(batch))
     model.eval_halting = halting
@@ -114,34 +117,35 @@ def model_steps(model: Any, batch: dict[str, Tensor]) -> list[Any]:
 
 
 @torch.no_grad()
-def each_step(graph: Run, step: OneStep, batch: dict[str, Tensor], outputs: list[Any]) -> Tensor:
-    """Logits [steps · B, T, V] of a graph that begins each step where the model began it: a recursion may be chaotic,
-    above all before it is trained, and rounding then grows from step to step."""
-    given, logits = step_inputs(step, batch), []
+def step_logits(graph: Run, step: OneStep, batch: dict[str, Tensor], outputs: list[Any]) -> Tensor:
+    """Logits [steps · B, T, V] of a graph whose steps each start from the model's latents: a recursion may be chaotic,
+    above all before training, and would amplify rounding errors from step to step."""
+    inputs, logits = step_inputs(step, batch), []
     for output in outputs:
-        logits.append(graph(*given.values())[step.outputs.index("logits")])
-        given |= {name: output.carry.latents[name].contiguous() for name in step.start}
+        logits.append(graph(*inputs.values())[step.outputs.index("logits")])
+        inputs |= {name: output.carry.latents[name].contiguous() for name in step.start}
     return torch.cat(logits)
 
 
 @torch.no_grad()
-def episode(graph: Run, step: OneStep, batch: dict[str, Tensor], steps: int) -> Tensor:
+def episode_logits(graph: Run, step: OneStep, batch: dict[str, Tensor], steps: int) -> Tensor:
     """Logits [B, T, V] after `steps` steps of a graph; with latched halting those of the step at which a row halts."""
-    given, latched = step_inputs(step, batch), step.model.eval_halting == "latched"
+    inputs, latched = step_inputs(step, batch), step.model.eval_halting == "latched"
     halted = torch.zeros(len(batch["inputs"]), dtype=torch.bool)
     logits: Tensor | None = None
     for _ in range(steps):
-        answers = dict(zip(step.outputs, graph(*given.values()), strict=True))
-        fresh = answers["logits"]
-        logits = fresh if logits is None else torch.where(halted[:, None, None], logits, fresh)
-        given |= {name: answers[f"next_{name}"].contiguous() for name in step.start}
-        halted = halted | (answers["halts"] & latched)
+        outputs = dict(zip(step.outputs, graph(*inputs.values()), strict=True))
+        new = outputs["logits"]
+        logits = new if logits is None else torch.where(halted[:, None, None], logits, new)
+        inputs |= {name: outputs[f"next_{name}"].contiguous() for name in step.start}
+        halted = halted | (outputs["halts"] & latched)
     assert logits is not None
     return logits
 
 
-def _write_beside(step: OneStep, folder: Path, format: str) -> list[str]:
-    """start.npz, one row of the state by name; puzzle_table.npy [N, E] where there is a table; the driver of ONNX."""
+def _write_state_and_driver(step: OneStep, folder: Path, format: str) -> list[str]:
+    """Write start.npz (initial latents of one row, by name), puzzle_table.npy [N, E] if there is a table, and the
+    driver of an ONNX export."""
     arrays: dict[str, Any] = {name: start.numpy() for name, start in step.start.items()}
     np.savez(folder / "start.npz", **arrays)
     lines = []

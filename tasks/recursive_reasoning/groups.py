@@ -25,11 +25,11 @@ def param_groups(
     scales: Mapping[str, float] | None = None,
     optimizer: Mapping[str, Any] = MappingProxyType({"name": ADAM_ATAN2}),
 ) -> list[ParamGroup]:
-    """The published optimizer set: SignSGD for the puzzle embedding (if there is one), then AdamATan2 for the network.
+    """The published optimizers: SignSGD for the puzzle embedding (if there is one), then AdamATan2 for the network.
 
-    Another `optimizer` takes the place of AdamATan2, whose options are `betas` and `weight_decay` unless the block has
-    some. One of hidden matrices takes those of the blocks, its `rest` everything else of the same group.
-    `scales`: group of the network -> its learning rate as a multiple of `lr`; 1 for one that is not named.
+    `optimizer` replaces AdamATan2, whose options default to `betas` and `weight_decay`. A matrix optimizer takes the
+    hidden matrices of the blocks, its `rest` the other parameters of the same group.
+    `scales`: network group -> its learning rate as a multiple of `lr`; 1 if not listed.
 
     Raises:
         UsageError: freeze_weights without a puzzle embedding leaves nothing to train.

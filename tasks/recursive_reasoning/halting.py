@@ -1,4 +1,4 @@
-"""When rows halt, and what became of the examples that they were offered: metrics as (sum, count) pairs."""
+"""Halting metrics as (sum, count) pairs: when rows halt, and which share of the offered examples they take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.recursive_reasoning.act import ACTCarry
 
 @torch.no_grad()
 def halting_shares(carry: ACTCarry, most: int) -> Metrics:
-    """`halted_step_01` to that of `most`: of the rows that have just halted, the share that took so many ACT steps.
+    """`halted_step_01` to `halted_step_{most}`: the share of the rows that just halted after this many ACT steps.
 
     Rows without labels do not count, as in `steps`, which is the mean of this distribution.
     """
@@ -23,8 +23,8 @@ def halting_shares(carry: ACTCarry, most: int) -> Metrics:
 
 @torch.no_grad()
 def offer_shares(before: ACTCarry | None, now: ACTCarry) -> Metrics:
-    """`fresh`: rows that began the example that they were offered, by the carry `before` the step; `discarded`: those
-    that continued theirs, so that the offered one was dropped."""
+    """`fresh`: share of rows that started the example they were offered (those halted in the carry `before` the step);
+    `discarded`: share that continued their own, so that the offered one was dropped."""
     rows = torch.full((), len(now.halted), device=now.halted.device)
     fresh = rows if before is None else before.halted.sum()
     return {"fresh": (fresh, rows), "discarded": (rows - fresh, rows)}

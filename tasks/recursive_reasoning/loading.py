@@ -1,4 +1,4 @@
-"""A run of pretrain.py loaded for evaluation or drawing, with the examples that it is fed; or of a family like it."""
+"""Load a run of pretrain.py, or of a similar family, with examples for evaluation or visualisation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.recursive_reasoning.family import FAMILY
 
 @dataclass(kw_only=True)
 class PuzzleRun:
-    """A checkpoint ready to be fed, and what it is fed."""
+    """A loaded checkpoint with the examples to run it on."""
 
     opened: Any
     """engine.run.load_run.OpenedCheckpoint"""
@@ -53,17 +53,17 @@ def load_puzzle_run(
     device: str = "auto",
     family: Family = FAMILY,
 ) -> PuzzleRun:
-    """Load a run (its latest checkpoint) or one of its checkpoints, and examples to feed it.
+    """Load a run (its latest checkpoint) or one of its checkpoints, and the examples to run it on.
 
     Args:
         split: test or train.
-        data: folders of data sets; None takes those that the run was evaluated on.
+        data: data folders; None takes those that the run was evaluated on.
         steps: ACT steps per example; None takes `arch.halt_max_steps`.
-        weights: averaged or raw; None takes the averaged ones where the run keeps them.
-        family: whose run it must be.
+        weights: averaged or raw; None takes averaged ones if the run keeps them.
+        family: the family that the run must belong to.
 
     Raises:
-        UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another family.
+        UsageError: no usable checkpoint or data, averaged weights of a run without, a run of another family.
     """
     from engine.run.load_run import find_checkpoint, open_checkpoint
 
@@ -81,7 +81,7 @@ def load_puzzle_run(
         require_average(opened, weights)
         usual = config.data_paths_test if split == "test" and config.data_paths_test else config.data_paths
         folders = [ensure(path, build=bool(given)) for path in given or usual]
-        roots = [folder.absolute() for folder in folders]  # they are read after the folder has changed back
+        roots = [folder.absolute() for folder in folders]  # read after the working directory has changed back
         splits = load_splits(roots, split, like=task.sampler.splits)
         identities = [data_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
         if not given:

@@ -1,11 +1,11 @@
-"""Evaluate an exported recursive model with numpy and onnxruntime alone: neither torch nor Loopforge is needed.
+"""Evaluate an exported recursive model with only numpy and onnxruntime: neither torch nor Loopforge is needed.
 
-    python evaluate.py data/sudoku-4x4              # beside model.onnx, start.npz and export.json
-    python evaluate.py data/sudoku-4x4 --steps 32   # think longer
+    python evaluate.py data/sudoku-4x4              # in the folder of model.onnx, start.npz and export.json
+    python evaluate.py data/sudoku-4x4 --steps 32   # more ACT steps
 
-model.onnx is one ACT step: it takes the cells, the puzzle's row of the table where there is one, and the state, and
-gives the next state, logits, q_halt and whether the row would halt. Here it is called until the episode is over.
-Shapes: N examples, B rows of a batch, T cells, V words, S positions, D width.
+model.onnx is one ACT step: from the tokens, the puzzle embedding if there is a table, and the latents it computes the
+next latents, logits, q_halt and whether the row halts. The driver calls it until the episode is over.
+Shapes: N rows of the table, B rows of a batch, T tokens, V vocabulary size, S positions, D width.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program with one line."""
+    """End the program with a one-line message."""
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(2)
 
@@ -38,36 +38,36 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.about: dict[str, Any] = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-        self.start = dict(np.load(folder / "start.npz"))  # one row of each part of the state, [S, D]
+        self.start = dict(np.load(folder / "start.npz"))  # initial latents of one row by name, [S, D]
         table = folder / "puzzle_table.npy"
         self.table = np.load(table, mmap_mode="r") if table.exists() else None  # [N, E]; only rows in use are read
 
     def __call__(self, inputs: np.ndarray, identifiers: np.ndarray, steps: int | None = None) -> np.ndarray:
         rows = len(inputs)
-        given = {"inputs": inputs.astype(np.int32)}
+        feed = {"inputs": inputs.astype(np.int32)}
         if self.table is not None:
-            given["puzzle_embedding"] = np.ascontiguousarray(self.table[identifiers])
+            feed["puzzle_embedding"] = np.ascontiguousarray(self.table[identifiers])
         for name, start in self.start.items():
-            given[name] = np.repeat(start[None], rows, axis=0)
+            feed[name] = np.repeat(start[None], rows, axis=0)
         names = [output.name for output in self.session.get_outputs()]
         halted = np.zeros(rows, dtype=bool)
         logits = np.zeros(0)
         for number in range(self.about["steps"] if steps is None else steps):
-            answers = dict(zip(names, self.session.run(names, given), strict=True))
-            fresh = answers["logits"]
-            logits = fresh if number == 0 else np.where(halted[:, None, None], logits, fresh)
-            given |= {name: answers[f"next_{name}"] for name in self.start}
-            if self.about["halting"] == "latched":  # a row keeps the answer of the step at which it halts
-                halted |= answers["halts"]
+            outputs = dict(zip(names, self.session.run(names, feed), strict=True))
+            new = outputs["logits"]
+            logits = new if number == 0 else np.where(halted[:, None, None], logits, new)
+            feed |= {name: outputs[f"next_{name}"] for name in self.start}
+            if self.about["halting"] == "latched":  # a row keeps the logits of the step at which it halts
+                halted |= outputs["halts"]
                 if halted.all():
                     break
         return logits
 
 
 def examples(folders: list[Path], split: str, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of up to `rows`: inputs [B, T], labels [B, T] (-100 where none is scored), identifiers [B].
+    """Batches of up to `rows`: inputs [B, T], labels [B, T] (-100: not scored), identifiers [B].
 
-    Several data sets are given in the order of training: their identifiers follow each other.
+    Several data sets must come in the order of training: their identifiers are numbered consecutively.
     """
     shift = 0
     for folder in folders:
@@ -110,17 +110,17 @@ def main() -> None:
     parser.add_argument("--max-examples", type=positive, help="evaluate only the first N examples; default: all")
     args = parser.parse_args()
     batches = examples(args.data, args.split, args.batch_size)
-    first = next(batches, None)  # data that cannot be read are refused before the model is loaded
+    first = next(batches, None)  # refuse unreadable data before the model is loaded
     model = Model(Path(__file__).resolve().parent)
     seen = exact = right = 0.0
     left = args.max_examples or sys.maxsize
     for inputs, labels, identifiers in chain([first] if first else [], batches):
         inputs, labels, identifiers = inputs[:left], labels[:left], identifiers[:left]
-        answer = model(inputs, identifiers, args.steps).argmax(-1)
+        preds = model(inputs, identifiers, args.steps).argmax(-1)
         scored = labels != IGNORE
         counts = scored.sum(1)
-        hits = ((answer == labels) & scored).sum(1)
-        seen += float((counts > 0).sum())  # a row without a scored cell does not count
+        hits = ((preds == labels) & scored).sum(1)
+        seen += float((counts > 0).sum())  # a row without scored tokens does not count
         exact += float(((hits == counts) & (counts > 0)).sum())
         right += float((hits / np.maximum(counts, 1)).sum())
         left -= len(inputs)

@@ -1,8 +1,8 @@
-"""Predict one task that a run has not seen: its puzzle embedding is fitted on the task's demonstrations.
+"""Predict one task that a run has not seen, by fitting its puzzle embedding on the task's demonstrations.
 
-A model with puzzle embeddings knows a task by a row of its table. So a new task gets rows of its own, one for each
-augmented copy, which begin at the mean of the trained rows and are trained on the demonstrations by the run's own
-training step, the network frozen (or trained too). Then all copies of each test grid vote (`arc@ARC`).
+A model with puzzle embeddings identifies a task by a row of its table. A new task gets new rows, one for each augmented
+copy, initialised to the mean of the trained rows and trained on the demonstrations by the run's own training step, with
+the network frozen (or trained too). Then all copies of each test grid vote (`arc@ARC`).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from tasks.loading import home_of, with_defaults
 from tasks.recursive_reasoning.build import build
 from tasks.recursive_reasoning.family import FAMILY
 
-TABLE, WORDS = "inner.puzzle_emb.weights", "inner.embed_tokens.embedding_weight"
+TABLE, TOKEN_EMBEDDING = "inner.puzzle_emb.weights", "inner.embed_tokens.embedding_weight"
 SUBSET = "task"
 COPIES = 50
-"""Augmented copies beside the task itself, where none are asked for."""
+"""Default number of augmented copies, besides the task itself."""
 DEFAULTS = {"steps": 200, "adapt": "embedding", "augmentations": COPIES, "batch_size": 32}
 
 
 def predict_task(args: argparse.Namespace) -> dict[str, Any]:
-    """Fit and vote as the arguments of scripts/predict.py ask; the record of the one task (`arc@ARC`'s, and `fit`).
+    """Fit a task and vote, for the arguments of scripts/predict.py; returns the record of `arc@ARC` plus `fit`.
 
     Raises:
         UsageError: no usable checkpoint, a run without puzzle embeddings or on other data than ARC grids, a damaged
@@ -61,8 +61,8 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
     weights: dict[str, Tensor] = {**checkpoint.model, **(averaged or {})}
     if TABLE not in weights:
         raise UsageError(f"{args.checkpoint} has no puzzle embedding (arch.puzzle_emb_ndim=0): there is nothing to fit")
-    if (words := len(weights[WORDS])) != VOCAB_SIZE:
-        raise UsageError(f"{args.checkpoint} knows {words} tokens, ARC grids have {VOCAB_SIZE}: name a run on ARC data")
+    if (size := len(weights[TOKEN_EMBEDDING])) != VOCAB_SIZE:
+        raise UsageError(f"{args.checkpoint} knows {size} tokens, ARC grids have {VOCAB_SIZE}: name a run on ARC data")
     task = read_task(args.task)
     folders = folders_here(args.checkpoint, checkpoint.config, FAMILY)
     side = args.canvas or canvas_of(args.checkpoint, folders)
@@ -90,8 +90,8 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings(args: argparse.Namespace, data: str, demonstrations: int) -> dict[str, Any]:
-    """Keys of the run's config that differ while one task is fitted."""
-    puzzles = -(-args.batch_size // demonstrations)  # that fill a batch
+    """The config overrides for fitting one task."""
+    puzzles = -(-args.batch_size // demonstrations)  # enough to fill a batch
     settings: dict[str, Any] = {
         "data_paths": [data],
         "data_paths_test": [],
@@ -118,7 +118,7 @@ def _settings(args: argparse.Namespace, data: str, demonstrations: int) -> dict[
 
 
 def _fit(plan: TrainingPlan, config: Any, runtime: Any, args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
-    """Train, then let the copies vote; the evaluator's record."""
+    """Train the embedding, then let the copies vote; returns the evaluator's record."""
     task: Any = plan.task
     evaluator = task.evaluators[0]
     evaluator.protocol = protocol
@@ -139,11 +139,11 @@ def _fit(plan: TrainingPlan, config: Any, runtime: Any, args: argparse.Namespace
 
 
 def mean_row(table: Tensor) -> Tensor:
-    """The mean of the rows that training has moved, [1, E]: zero where there are none. table [N, E]."""
+    """The mean [1, E] of the non-zero rows of a table [N, E], those that training has updated; zero without any."""
     total, count = torch.zeros(table.shape[1], dtype=torch.float64), 0
     for rows in table.split(1 << 16):  # the table may be gigabytes
-        moved = rows[(rows != 0).any(dim=1)]
-        total, count = total + moved.double().sum(dim=0), count + len(moved)
+        trained = rows[(rows != 0).any(dim=1)]
+        total, count = total + trained.double().sum(dim=0), count + len(trained)
     return (total / max(count, 1)).to(torch.float32)[None]
 
 
@@ -151,11 +151,11 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-# --- what the run knows of the task -----------------------------------------------------------------------------------
+# --- whether the run was trained on the task --------------------------------------------------------------------------
 
 
 def folders_here(checkpoint: Path, config: Mapping[str, Any], family: Family) -> list[Path]:
-    """The data folders of a run of `family` that are here."""
+    """The data folders of a run of `family` that exist on this machine."""
     place = Path(os.path.abspath(checkpoint))
     with contextlib.suppress(OSError), contextlib.chdir(home_of(place)):
         return [user_path(name).resolve() for name in family.data_folders(config) if user_path(name).is_dir()]
@@ -163,7 +163,7 @@ def folders_here(checkpoint: Path, config: Mapping[str, Any], family: Family) ->
 
 
 def canvas_of(checkpoint: Path, folders: Sequence[Path]) -> int:
-    """Side of the canvas that the run was trained on. Raises: UsageError where its data are not here."""
+    """Side length of the canvas that the run was trained on. Raises: UsageError if its data is not here."""
     if not folders:
         raise UsageError(f"the data of {checkpoint} are not here, which give the size of its canvas: pass --canvas")
     try:
@@ -173,6 +173,7 @@ def canvas_of(checkpoint: Path, folders: Sequence[Path]) -> int:
 
 
 def check_fits(task: Task, side: int) -> None:
+    """Raise UsageError if a grid of the task is larger than the canvas."""
     for kind in ("train", "test"):
         for number, pair in enumerate(task.of(kind)):
             if not pair.fits(side):
@@ -183,10 +184,10 @@ def check_fits(task: Task, side: int) -> None:
 
 
 def protocol_of(task: Task, folders: Sequence[Path], *, fitted: bool = True) -> Protocol:
-    """Class iii where a demonstration of the task was trained on, else ii (i where nothing is `fitted` to the task); a
-    leak where one of its tests was.
+    """The evaluation protocol: class iii if the run was trained on a demonstration of the task, else ii (i if nothing
+    is `fitted` to the task); a leak if it was trained on one of its tests.
 
-    Turned or recoloured grids are the same, as in the leakage report of a data set.
+    Grids that differ by symmetry or colours are equal, as in the leakage report of a data set.
     """
     usual = "ii" if fitted else "i"
     if not folders:
@@ -205,7 +206,7 @@ def protocol_of(task: Task, folders: Sequence[Path], *, fitted: bool = True) -> 
 
 
 def _originals(split: PuzzleSplit) -> Iterator[Pair]:
-    """The pairs of all puzzles as they are, augmented copies left out."""
+    """The pairs of all original puzzles, without augmented copies."""
     names = read_json(split.root / "identifiers.json")
     puzzles = [
         number for number, identifier in enumerate(split.puzzle_identifiers) if SEPARATOR not in str(names[identifier])
@@ -218,11 +219,11 @@ def _originals(split: PuzzleSplit) -> Iterator[Pair]:
 
 
 def _grids(tokens: np.ndarray) -> list[np.ndarray]:
-    """The grids that lie anywhere on n canvases, tokens [n, T]."""
+    """Crop the grids from n canvases, wherever they are placed; tokens [n, T]."""
     side = side_of(tokens.shape[1])
     canvases = tokens.reshape(-1, side, side)
     used = canvases >= FIRST_COLOUR
     rows, columns = used.any(axis=2).argmax(axis=1), used.any(axis=1).argmax(axis=1)
-    moved = [np.roll(canvas, (-r, -c), (0, 1)) for canvas, r, c in zip(canvases, rows, columns, strict=True)]
-    cropped, heights, widths = crop_all(np.stack(moved).reshape(tokens.shape))
+    shifted = [np.roll(canvas, (-r, -c), (0, 1)) for canvas, r, c in zip(canvases, rows, columns, strict=True)]
+    cropped, heights, widths = crop_all(np.stack(shifted).reshape(tokens.shape))
     return [grid[:height, :width] for grid, height, width in zip(cropped, heights, widths, strict=True)]

@@ -1,4 +1,4 @@
-"""A run of pretrain.py as a folder for `from_pretrained`: what `scripts/convert.py pretrained` does."""
+"""Write a run of pretrain.py as a folder for `from_pretrained` (`scripts/convert.py pretrained`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.recursive_reasoning.family import FAMILY
 
 
 def write_pretrained(args: Namespace, verify: Verify | None = None) -> None:
-    """Write `args.folder`, whole or not at all. `verify` judges the run for the model card. Raises: UsageError."""
+    """Write `args.folder` atomically. `verify` checks the run for the model card. Raises: UsageError."""
     source, folder = Path(os.path.abspath(args.source)), Path(os.path.abspath(args.folder))
     if (entry := find_checkpoint(args.source).entry) != FAMILY.entry:
         raise UsageError(f"{args.source} was written by {entry}.py: expected a run of {FAMILY.entry}.py")

@@ -1,4 +1,4 @@
-"""`scripts/evaluate.py --rollouts`: accuracy of the rules against block calls per puzzle, as table and picture."""
+"""`scripts/evaluate.py --rollouts`: accuracy of the selection rules against block calls per puzzle."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ FLAGS = ("vary", "select", "sigma")
 
 
 def rollouts_of(args: argparse.Namespace, seed: int, steps: int, splits: Sequence[PuzzleSplit] = ()) -> Rollouts | None:
-    """The evaluator that the arguments of scripts/evaluate.py ask for; what they leave out is what helped most
-    (docs/results/rollouts.md): votes over the symmetries of the data sets, or where one has none, the surest of random
-    starts. Raises: UsageError.
+    """The evaluator for the arguments of scripts/evaluate.py; None without --rollouts.
+
+    Defaults are what helped most (docs/results/rollouts.md): a vote over the symmetries of the data sets or, if one
+    has none, the most confident of random starts. Raises: UsageError.
     """
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     if args.rollouts is None:
@@ -51,9 +52,9 @@ def rollouts_of(args: argparse.Namespace, seed: int, steps: int, splits: Sequenc
 
 
 def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
-    """A row for each number of rollouts at full depth, a column for each rule; accuracies in percent.
+    """Print a row for each number of rollouts at full depth, a column for each rule; accuracies in percent.
 
-    Mazes have a second table, of answers that are any shortest path.
+    Mazes have a second table, which accepts any shortest path.
     """
     from rich import box
     from rich.console import Console
@@ -94,7 +95,7 @@ def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
 
 
 def draw(evaluator: Rollouts, figures: Sequence[Figure], title: str) -> Image.Image:
-    """Accuracy against block calls per puzzle: a kind of point for each rule, at full depth, and for depth alone."""
+    """Plot accuracy against block calls per puzzle: one series for each rule at full depth, one for depth alone."""
     wide = [f for f in figures if f.steps == evaluator.steps and f.rollouts > 1]
     alone = [f for f in figures if f.rule == ORACLE and f.rollouts == 1]
     kinds = [Points("one rollout, more steps", [(f.block_calls, f.exact) for f in alone], plain=True)]
@@ -110,5 +111,5 @@ def draw(evaluator: Rollouts, figures: Sequence[Figure], title: str) -> Image.Im
 
 
 def write_picture(target: Path, evaluator: Rollouts, figures: Sequence[Figure], title: str) -> None:
-    """The picture beside the figures. Raises: UsageError when it cannot be written."""
+    """Write the plot of the figures to `target`. Raises: UsageError if it cannot be written."""
     write_beside(target, as_png(draw(evaluator, figures, title)))

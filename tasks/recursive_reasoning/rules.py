@@ -1,4 +1,4 @@
-"""What verification judges of HRM's manager: its goals are used, weighed and scored as they are meant to be."""
+"""Verification rules for HRM's manager: whether its goals are used, weighted and scored as intended."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from verification.subject import Subject
 
 
 def manager(subject: Subject) -> Iterator[Finding]:
-    """ARC340: the manager's goals are used, weighed and scored as they are meant to be."""
+    """ARC340: the manager's goals are used, weighted and scored as intended."""
     model = need_model(subject)
     own, weight = subject.arch.get("subgoal_head"), value_at(subject.resolved, WEIGHT)
     weight = 0 if value_at(subject.arch, "loss.use_alignment_loss") is False else weight
     if "subgoal_head" not in model.fields and weight is None:
         raise NotApplicable("the architecture has no manager")
     problems = list(unusual(subject.arch, weight)) if isinstance(weight, int | float) else []
-    for key, intent, text, fix in problems:  # a debug preset cuts episodes short and means nothing by it
+    for key, intent, text, fix in problems:  # a debug preset shortens episodes without intent
         level = "INFO" if subject.choices.get("debug") or intent in (subject.intent or {}) else "WARN"
         yield finding("ARC340", level, text, *subject.arch_place(key), fix)
     if not problems:
@@ -48,4 +48,4 @@ GOALS = Term(
         "loss.use_alignment_loss": True,
     },
 )
-"""A goal is followed, and held for its period."""
+"""The loss term of the goals: each goal is followed, and held for its period."""

@@ -1,8 +1,8 @@
-"""The weights of another run of pretrain.py as a beginning: `load_checkpoint`.
+"""Start a run of pretrain.py from the weights of another one: `load_checkpoint`.
 
-Everything but the puzzle table has to fit. A row of the table belongs to a puzzle, so rows are matched by the puzzles'
-names, not by their numbers; a puzzle that is new begins with the mean of all rows, as every puzzle of other data does
-in the public code. N puzzles there, M here, blank included; E width.
+All tensors but the puzzle table must match in shape. A row of the table belongs to a puzzle, so rows are matched by
+puzzle name, not by identifier; a new puzzle starts from the mean of all rows, as every puzzle of other data does in the
+public code. Shapes: N rows of the stored table, M of ours, blank included; E width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.model import RecursiveModel
-from tasks.loading import home_of, misfit
+from tasks.loading import home_of, shape_mismatch
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -37,45 +37,46 @@ PUBLIC_CONFIG = "all_config.yaml"
 def starting_weights(
     config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]
 ) -> Callable[[], None] | None:
-    """What puts the weights in place, once it is known that the run starts afresh; None for random ones."""
+    """A function that loads the initial weights, to be called if the run does not resume; None for random weights."""
     return partial(load_other, config, model, train) if config.load_checkpoint else None
 
 
 def load_other(config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]) -> None:
-    """The weights of the run or checkpoint that the config names, averaged ones where it keeps them, into `model`;
-    optimizers, step and open episodes stay behind. `train`: the splits that are trained on.
+    """Load the weights of the run or checkpoint that the config names (averaged ones if it keeps them) into `model`.
 
-    Raises: UsageError for nothing there, or weights of another architecture or vocabulary.
+    Optimizer states, step and carry are not loaded. `train`: the training splits.
+
+    Raises: UsageError for a missing checkpoint, or weights of another architecture or vocabulary.
     """
     name = f"{KEY}={config.load_checkpoint}"
     checkpoint = _find(name, user_path(str(config.load_checkpoint)))
-    given, own = {**checkpoint.model, **(checkpoint.ema or {})}, model.state_dict()
-    report, table = "no puzzle table", given.get(TABLE)
+    weights, own = {**checkpoint.model, **(checkpoint.ema or {})}, model.state_dict()
+    report, table = "no puzzle table", weights.get(TABLE)
     if table is not None and TABLE in own and table.shape[1:] == own[TABLE].shape[1:]:
         theirs, ours = _names(_folders(checkpoint), len(table)), _names(_roots(train), len(own[TABLE]))
-        given[TABLE], report = matched(table, theirs, ours, len(own[TABLE]))
-    changed = _used_otherwise(checkpoint.config.get("arch"), config.arch)
-    if odd := misfit(given, own):
+        weights[TABLE], report = match_rows(table, theirs, ours, len(own[TABLE]))
+    changed = _changed_keys(checkpoint.config.get("arch"), config.arch)
+    if mismatch := shape_mismatch(weights, own):
         trained = f", which was trained with {', '.join(changed)}" if changed else ""
         raise UsageError(
-            f"{name}: {odd}: expected the arch.* keys of that run{trained}, and data of the same vocabulary (with "
+            f"{name}: {mismatch}: expected the arch.* keys of that run{trained}, and data of the same vocabulary (with "
             "arch.mlp_t=true or learned positions of the same length, too)"
         )
-    load_weights(model, given, strict=True)
+    load_weights(model, weights, strict=True)
     averaged = ", averaged" if checkpoint.ema else ""
-    print_rank0(f"weights     {checkpoint.path} (step {checkpoint.step}{averaged}), {len(given)} tensors; {report}")
+    print_rank0(f"weights     {checkpoint.path} (step {checkpoint.step}{averaged}), {len(weights)} tensors; {report}")
     if changed:
         print_rank0(f"note: the weights were trained with {', '.join(changed)}")
 
 
 def check_branch(config: PretrainConfig, train: Sequence[PuzzleSplit]) -> None:
-    """Refuse `resume_from` of a run whose puzzle table is of other puzzles: a branch takes it row by row.
+    """Refuse `resume_from` of a run trained on other puzzles: a branch takes over the puzzle table row by row.
 
     Raises: UsageError.
     """
     path = user_path(config.resume_from)
     if config.from_file or "/" not in config.resume_from or not path.exists():
-        return  # a run's own checkpoint; what is missing is refused where the run is decided
+        return  # the run's own checkpoint; a missing one is refused when the run is opened
     checkpoint = find_checkpoint(path)
     if checkpoint.entry != FAMILY.entry or (table := checkpoint.model.get(TABLE)) is None:
         return
@@ -87,19 +88,19 @@ def check_branch(config: PretrainConfig, train: Sequence[PuzzleSplit]) -> None:
         )
 
 
-def matched(table: Tensor, theirs: list[str] | None, ours: list[str] | None, rows: int) -> tuple[Tensor, str]:
-    """(a table [rows, E], where its rows come from, in words) of a table [N, E] and the names of both, None where they
-    are not known. Row 0, blank, stays row 0."""
-    places = {name: row for row, name in reversed(list(enumerate(theirs or ())))}
-    found = [places.get(name, -1) for name in ours or [""] * rows]
-    chosen = torch.tensor([0, *found[1:]])
-    new = chosen < 0
-    made = table[chosen.clamp(min=0)]
-    made[new] = table.mean(0)
+def match_rows(table: Tensor, theirs: list[str] | None, ours: list[str] | None, rows: int) -> tuple[Tensor, str]:
+    """Map the stored table [N, E] to a table [M = rows, E] by the puzzle names of both (None if unknown); returns it
+    with a sentence about where its rows come from. Row 0, blank, stays row 0."""
+    row_of = {name: row for row, name in reversed(list(enumerate(theirs or ())))}
+    found = [row_of.get(name, -1) for name in ours or [""] * rows]
+    source = torch.tensor([0, *found[1:]])
+    new = source < 0
+    mapped = table[source.clamp(min=0)]
+    mapped[new] = table.mean(0)
     known = rows - int(new.sum())
     unknown = "" if theirs and ours else " (the names of the puzzles, identifiers.json of the data, are not here)"
     others = f", the others are the mean of its {len(table):,}{unknown}" if known < rows else ""
-    return made, f"puzzle table: {known:,} of {rows:,} rows by name{others}"
+    return mapped, f"puzzle table: {known:,} of {rows:,} rows by name{others}"
 
 
 def _find(name: str, path: Path) -> Checkpoint:
@@ -114,7 +115,7 @@ def _find(name: str, path: Path) -> Checkpoint:
 
 
 def _folders(checkpoint: Checkpoint) -> list[Path]:
-    """The data sets that the run of a checkpoint was trained on, as absolute paths."""
+    """Absolute paths of the data sets that a checkpoint was trained on."""
     with contextlib.chdir(home_of(checkpoint.path)):
         return [Path(folder).absolute() for folder in FAMILY.data_folders(checkpoint.config)]
 
@@ -124,8 +125,8 @@ def _roots(train: Sequence[PuzzleSplit]) -> list[Path]:
 
 
 def _names(folders: Sequence[Path], rows: int) -> list[str] | None:
-    """The names of the puzzles behind the rows of a table, numbered through all folders; None where not all are
-    known. Two generated sets may give one name to different puzzles, so theirs are told apart by the content."""
+    """Puzzle names in the row order of a table over all folders; None if not all are known. Two generated data sets
+    may use one name for different puzzles, so their names carry the content hash."""
     names = [""]
     for folder in folders:
         file, card = folder / "identifiers.json", folder / CARD
@@ -138,7 +139,7 @@ def _names(folders: Sequence[Path], rows: int) -> list[str] | None:
     return names if len(names) == rows else None
 
 
-def _used_otherwise(then: Any, now: Mapping[str, Any]) -> list[str]:
-    """`arch.key=value` of another run, where the present one has another value."""
+def _changed_keys(then: Any, now: Mapping[str, Any]) -> list[str]:
+    """`arch.key=value` of the other run for each key whose value differs in this one."""
     stored = then if isinstance(then, Mapping) else {}
     return [f"arch.{key}={stored[key]}" for key in now if key != "loss" and stored.get(key, now[key]) != now[key]]

@@ -1,7 +1,7 @@
-"""One training step of a recursive model with a carry: one ACT step for each slot of the batch.
+"""The task of recursive models with a carry: one optimizer step is one ACT step for each slot of the batch.
 
-A slot keeps its puzzle between optimizer steps and takes the fresh example of its row only when it has halted; the
-fresh examples of the other slots are dropped, as in the published recipe (so epochs are nominal).
+A slot keeps its puzzle between optimizer steps and takes the new example of its row only once it has halted; the new
+examples of the other slots are dropped, as in the published recipe (so epochs are nominal).
 
 Shapes: B global rows, b rows of one micro-batch on one rank, T sequence length.
 """
@@ -31,15 +31,15 @@ from tasks.recursive_reasoning.halting import halting_shares, offer_shares
 Batch = dict[str, Tensor]
 MicroBatch = tuple[int, Batch]
 NARROW = (torch.int8, torch.int16)
-"""Of tokens, as samplers give them."""
+"""Token dtypes of samplers."""
 
 
 class Evaluator(Protocol):
-    """What `evaluators/` offers: fed with every evaluation batch, asked for its metrics at the end.
+    """The interface of `evaluators/`: `update` gets every evaluation batch, `result` returns the metrics at the end.
 
-    One that leaves files has `files`, file name -> text, after `result`. One that asks the model questions of its own
-    has `attach(model, loss_head)`, which is called once before all. One with `test_only`, true, knows
-    the tests alone: it is not asked about training groups that are held back.
+    Optional: `files`, file name -> text, for an evaluator that writes files, valid after `result`;
+    `attach(model, loss_head)`, called once before anything else, for one that runs the model itself; `test_only`, true
+    for one that only applies to test splits and is skipped on held-out training groups.
     """
 
     needs_steps: bool
@@ -55,11 +55,11 @@ class RecursiveReasoningTask:
     """The Task of pretrain.py, for any model behind the ACT wrapper.
 
     Args:
-        eval_sampler: what evaluations while training take, `final_sampler` what the last one takes (`eval/...`).
-        copies: of the examples that are offered, drawn anew for each; None offers the stored ones.
-        saves_carry: whether the open episodes are part of the state.
-        halting_metrics: whether the metrics of `halting.py` are among those of a step.
-        validation_sampler: in its place, where `val/...` of training groups held back is what selects.
+        eval_sampler: batches of evaluations during training; `final_sampler`: those of the last one (`eval/...`).
+        copies: draws a random augmentation of each offered example; None offers the stored ones.
+        saves_carry: whether the state dict includes the carry.
+        halting_metrics: whether a step also logs the metrics of `halting.py`.
+        validation_sampler: replaces `eval_sampler` if held-out training groups (`val/...`) select the checkpoint.
     """
 
     compiles = "block"
@@ -99,16 +99,16 @@ class RecursiveReasoningTask:
         self._groups = groups
         self.saves_carry, self.halting_metrics = saves_carry, halting_metrics
         self.total_steps = plan.total_steps
-        """Of the whole run, schedules included; the config may ask for fewer than its epochs have."""
+        """Length of the run and its schedules; the config may set fewer steps than its epochs have."""
         self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
 
     # --- training -----------------------------------------------------------------------------------------------------
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """This rank's rows of batch `step`, cut into `accumulation` pieces; piece k always feeds carry k."""
+        """This rank's rows of batch `step`, split into `accumulation` pieces; piece k always goes with carry k."""
         low, high = local_rows(self.global_rows)
         host: dict[str, Any] = {**self._offered(step, low, high)}
-        # All ranks draw the numbers of the global batch and keep their rows: exploration does not depend on the ranks.
+        # Every rank draws for the global batch and keeps its rows: exploration does not depend on the number of ranks.
         generator = keyed_generator(self.runtime.seed, "exploration", step)
         host["exploration"] = torch.rand(self.global_rows, 2, generator=generator)[low:high]
         if width := self.model.noise_width:
@@ -117,7 +117,7 @@ class RecursiveReasoningTask:
         if self.model.needs_keys:
             generator = keyed_generator(self.runtime.seed, "latents", step)
             host["keys"] = torch.randint(1 << 62, (self.global_rows,), generator=generator)[low:high]
-        # Tokens are sent in their narrow type, a quarter of the bytes, and become int32 where they are.
+        # Tokens cross to the device in their narrow dtype, a quarter of the bytes, and become int32 there.
         sent = staged(host, self.runtime.device)
         rows = {name: tensor.int() if tensor.dtype in NARROW else tensor for name, tensor in sent.items()}
         self.module.train()
@@ -128,7 +128,7 @@ class RecursiveReasoningTask:
             yield piece, {name: tensor[cut] for name, tensor in rows.items()}
 
     def _late_steps(self, step: int) -> int:
-        """`late_steps` of step `step`: one draw for the rows of all ranks and pieces."""
+        """The model's `late_steps` for step `step`: one draw for all ranks and pieces."""
         probability, choices = self.model.late_states
         if not probability:
             return 0
@@ -136,7 +136,7 @@ class RecursiveReasoningTask:
         return choices[int(which * len(choices))] if drawn < probability else 0
 
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
-        """What step `step` offers slots low to high: their rows of the global batch, taken or dropped."""
+        """The examples offered to slots low to high at step `step`: their rows of the global batch."""
         iteration, index = self.plan.locate(step)
         rows = self.sampler.rows(iteration, index, low, high)
         if self._copies is None:
@@ -144,7 +144,7 @@ class RecursiveReasoningTask:
         return self._copies.apply(rows, self.global_rows, low, keyed_numpy(self.runtime.seed, "copies", step))
 
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
-        """One ACT step of one micro-batch: (loss summed over its rows, rows, metrics)."""
+        """One ACT step of a micro-batch: (loss summed over its rows, number of rows, metrics)."""
         piece, batch = micro_batch
         before = self._carries[piece]
         output: ACTOutput = self.module(batch, self._carries[piece])
@@ -157,16 +157,16 @@ class RecursiveReasoningTask:
         return result.total, result.weight, metrics
 
     _offers = staticmethod(offer_shares)
-    """(carry before a step, carry after it) -> what became of the examples that it offered."""
+    """(carry before a step, carry after it) -> shares of the offered examples taken and dropped."""
 
     def _task_metrics(self, output: ACTOutput, micro_batch: MicroBatch) -> Metrics:
-        """What the loss head does not know of."""
+        """Metrics that the loss head does not compute."""
         return self._embedding_metrics(output.carry)
 
     @torch.no_grad()
     def _embedding_metrics(self, carry: ACTCarry) -> Metrics:
-        """Of the table's rows that these slots read: `emb_norm`, their mean length, and `emb_untrained`, the share that
-        is still zero because no step has moved it yet. Empty without a table."""
+        """`emb_norm`, the mean norm of these slots' puzzle embeddings, and `emb_untrained`, the share of them that is
+        still zero because no step has updated it. Empty without a table."""
         table = self.model.puzzle_emb
         if table is None:
             return {}
@@ -175,23 +175,23 @@ class RecursiveReasoningTask:
         return {"emb_norm": (norms.sum(), rows), "emb_untrained": ((norms == 0).sum(), rows)}
 
     def after_step(self) -> None:
-        """A slot whose latents are not finite starts again with a fresh example: one bad step must not last."""
+        """Halt slots with non-finite latents, so that they restart on a new example: one bad step must not persist."""
         for carry in self._carries:
             if carry is not None:
                 for latent in carry.latents.values():
                     carry.halted |= ~torch.isfinite(latent).reshape(len(latent), -1).all(dim=1)
 
     def captured_as(self, step: int) -> Hashable | None:
-        """Steps at one depth are alike, but not those with a late state."""
+        """Key of the captured step graph: the recursion depth; None for a step with a late state."""
         return None if self.model.late_steps else tuple(self.model.inner.plan)
 
     def carried(self) -> list[Tensor]:
-        """The open episodes of all pieces."""
+        """The tensors of all carries, in a fixed order."""
         carries = [carry for carry in self._carries if carry is not None]
         return [t for c in carries for t in (c.steps, c.halted, *c.latents.values(), *c.data.values())]
 
     def carry(self, tensors: list[Tensor]) -> None:
-        """Put `tensors` in place of those that `carried` gives."""
+        """Replace the tensors of all carries, in the order of `carried`."""
         new = iter(tensors)
         self._carries = [
             carry
@@ -205,28 +205,28 @@ class RecursiveReasoningTask:
         ]
 
     def param_groups(self) -> list[ParamGroup]:
-        """The network and the puzzle embedding, as the entry script configured them."""
+        """The optimizer groups of the network and the puzzle embedding."""
         return self._groups
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
     @property
     def final_like_others(self) -> bool:
-        """Whether the final evaluation covers just what the others do."""
+        """Whether the final evaluation covers the same examples as the others."""
         return self.validation_sampler is None and self.eval_sampler.num_examples == self.final_sampler.num_examples
 
     @property
     def covers(self) -> str:
-        """What an ordinary evaluation covers."""
+        """Description of the examples of an evaluation during training."""
         if self.validation_sampler is not None:
             return f"{self.validation_sampler.num_examples:,} examples held back"
         return self.eval_sampler.covers
 
     @torch.no_grad()
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
-        """Metrics at the last ACT step over the held-out examples, per set too where there are several.
+        """Metrics at the last ACT step over held-out examples, and per set if there are several.
 
-        `eval/...` of the test split; with validation groups `val/...` of those, and the test split in the end only.
+        `eval/...` on the test split; with validation groups, `val/...` on those and the test split only at the end.
 
         Raises:
             Interrupted: the run was asked to stop.
@@ -242,7 +242,7 @@ class RecursiveReasoningTask:
         return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval", self.evaluators)
 
     def _print_test_only(self, general: Sequence[Evaluator]) -> None:
-        """Once: which evaluators are not among the `general` ones."""
+        """Print once which evaluators are skipped because they are not in `general`."""
         others = dict.fromkeys(type(evaluator).__name__ for evaluator in self.evaluators if evaluator not in general)
         if others and not self._printed:
             print_rank0(f"note: {', '.join(others)}: of the test split alone, at the end (select_on=test: each time)")
@@ -264,7 +264,7 @@ class RecursiveReasoningTask:
             table = sums.setdefault(set_name, {})
             for name, (total, count) in (result.metrics | halting).items():
                 if name.endswith("_live") or (name == "steps" and not latched):
-                    continue  # at the last step every row has halted
+                    continue  # every row has halted at the last step
                 pair = (
                     torch.stack([total.double(), count.double()])
                     if total.device.type != "mps"
@@ -282,12 +282,12 @@ class RecursiveReasoningTask:
         return values
 
     def report(self, evaluation: Evaluation) -> dict[str, str]:
-        """What evaluators leave beside their metrics, in `evaluations/`: file name -> text."""
+        """Files of the evaluators, in `evaluations/`: file name -> text."""
         files = evaluation_files(self.evaluators)
         return {f"evaluations/step_{evaluation.step}_{name}": text for name, text in files.items()}
 
     def _episode(self, batch: Batch, *, all_steps: bool) -> list[ACTOutput]:
-        """Every ACT step where an evaluator reads them, else the last one; latents are dropped, they are large."""
+        """The outputs of every ACT step (latents dropped, they are large), or only of the last one."""
         if all_steps:
             return [replace(step, carry=replace(step.carry, latents={})) for step in self.model.think(batch)]
         return [self.model(batch)]
@@ -307,7 +307,7 @@ class RecursiveReasoningTask:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The carry of all slots, in row order; the data position is the step number and needs no storing."""
+        """The carry of all slots, in row order. The data position follows from the step, so it is not stored."""
         carries = [carry for carry in self._carries if carry is not None]
         if not (carries and self.saves_carry):
             return {}
@@ -321,7 +321,10 @@ class RecursiveReasoningTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Cut the saved rows into this run's micro-batches, whatever number of ranks and pieces saved them."""
+        """Split the saved rows into this run's micro-batches, whatever number of ranks and pieces saved them.
+
+        Raises: UsageError for another number of slots; ValueError for a carry of another form.
+        """
         if not state:
             return
         saved, device = state["carry"], self.runtime.device
@@ -343,7 +346,7 @@ class RecursiveReasoningTask:
             )
 
     def _require_slots(self, rows: int) -> None:
-        """Raises UsageError unless this run has as many slots on each rank as the checkpoint."""
+        """Raise UsageError unless this rank has as many slots as the checkpoint."""
         if rows != self.micro_rows * self.runtime.accumulation:
             before = rows * self.runtime.world_size
             raise UsageError(
@@ -352,7 +355,7 @@ class RecursiveReasoningTask:
             )
 
     def _check_carry(self, saved: dict[str, Any], rows: int) -> None:
-        """Raises ValueError unless the saved slots have the form, and tokens the range, of slots of this model."""
+        """Raise ValueError unless the saved slots have this model's shapes and dtypes, and ids within range."""
         own = self.model.initial_carry(next(iter(self.micro_batches(1)))[1])
         expected = {"steps": own.steps, "halted": own.halted}
         expected |= {f"latents.{name}": value for name, value in own.latents.items()}
@@ -373,12 +376,12 @@ class RecursiveReasoningTask:
 
 
 def evaluation_files(evaluators: Iterable[Any]) -> dict[str, str]:
-    """File name -> text, of those evaluators that leave files (`files`)."""
+    """The files of all evaluators that write any: file name -> text."""
     return {name: text for evaluator in evaluators for name, text in getattr(evaluator, "files", {}).items()}
 
 
 def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
-    """Without the padding at the end of the last batch, which must not count in any mean."""
+    """Drop the padding rows of the last batch, which must not count in any mean."""
     carry = output.carry
     return ACTOutput(
         carry=ACTCarry(

@@ -1,4 +1,4 @@
-"""What verification has to know about recursive reasoning with puzzle embeddings: a tiny run, its length."""
+"""The verification of recursive reasoning with puzzle embeddings: a tiny run for probes, run length, learning rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 8
 HIDDEN, HEADS = 64, 4
 SIZES = {"*_layers": 1, "*_cycles": 2, "halt_max_steps": 4}
 SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
-"""A 4x4 board of PAD, blank and four digits; 24 identifiers of which a training batch touches 8."""
+"""A 4x4 board with PAD, blank and four digits; a training batch uses 8 of the 24 identifiers."""
 PINNED: Settings = {
     "data_paths": [],
     "data_paths_test": [],
@@ -32,7 +32,7 @@ PINNED: Settings = {
     "final_eval_max_examples": BATCH,
     "lr_warmup_steps": 1,
 }
-"""What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
+"""Settings of every tiny pretrain.py run: sizes, length and paths, but nothing that changes how it learns."""
 NAMED_VALUES = {
     "explore": "arch.halt_exploration_prob",
     "halt": "arch.halt_max_steps",
@@ -43,18 +43,18 @@ NAMED_VALUES = {
     "lcycles": "arch.L_cycles",
 }
 OF_OTHER_DATA = ("maze@",)
-"""Evaluators that the tiny boards do not suit."""
+"""Prefixes of evaluators that need other data than the tiny boards."""
 AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise": 0.0, "late_states": 0.0, "chains": 1}
-"""Probes compare training with evaluation, which is always at full depth and draws numbers of its own."""
+"""Probes compare training with evaluation, which always runs at full depth and draws its own random numbers."""
 
 
 # --- the tiny instance ------------------------------------------------------------------------------------------------
 
 
 def shrink(resolved: Mapping[str, Any], data: Path, sizes: Mapping[str, int] = SIZES) -> Settings:
-    """Settings of a tiny pretrain.py run: the arch shrunk with all that is measured by its width, the run short."""
-    suited = evaluators_but(OF_OTHER_DATA, resolved)
-    tiny = smaller(resolved, sizes, PINNED | {"data_paths": [str(data)], "evaluators": suited})
+    """Settings of a tiny pretrain.py run: a short run of a small model, with all sizes that scale with its width."""
+    evaluators = evaluators_but(OF_OTHER_DATA, resolved)
+    tiny = smaller(resolved, sizes, PINNED | {"data_paths": [str(data)], "evaluators": evaluators})
     arch = tiny["arch"]
     arch |= {key: value for key, value in AS_EVALUATED.items() if arch.get(key)}
     hidden, heads, places = (arch.get(key) for key in ("hidden_size", "num_heads", "puzzle_emb_len"))
@@ -69,31 +69,31 @@ def shrink(resolved: Mapping[str, Any], data: Path, sizes: Mapping[str, int] = S
 
 
 def evaluators_but(prefixes: tuple[str, ...], settings: Mapping[str, Any]) -> list[Any]:
-    """The evaluators in `settings` whose names begin with none of the prefixes."""
+    """The evaluators in `settings` whose names start with none of the prefixes."""
     return [one for one in settings.get("evaluators") or () if not str(one.get("name")).startswith(prefixes)]
 
 
 def write_boards(root: Path, train: int = 0, test: int = 0) -> None:
-    """Boards of random digits, the same half covered; a few identifiers are never used."""
+    """Write boards of random digits, about half of the cells blank; a few identifiers are never used."""
 
     def draw(random: Any, count: int) -> tuple[Any, Any]:
         labels = random.integers(2, VOCAB, (count, SEQ_LEN))
-        covered = random.random((count, SEQ_LEN)) < 0.5
-        return labels * ~covered + covered, labels
+        blank = random.random((count, SEQ_LEN)) < 0.5
+        return labels * ~blank + blank, labels
 
     splits = {"train": (2 * BATCH, 1, train), "test": (BATCH, 2 * BATCH, test)}
-    write_puzzles(root, draw, splits, words=VOCAB, builder="dataset.build_sudoku_dataset")
+    write_puzzles(root, draw, splits, vocab_size=VOCAB, builder="dataset.build_sudoku_dataset")
 
 
 def full_shape(config: Any) -> Any:
-    """The unshrunk model stands on the probes' boards."""
+    """The data shape for the full-size model: that of the tiny boards."""
     from models.recursive_reasoning.act import PuzzleShape
 
     return PuzzleShape(SEQ_LEN, VOCAB, IDENTIFIERS)
 
 
 def alternatives(data: Path, write: Callable[..., None] = write_boards) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type gives none, or none that fits; `write` makes another data set beside `data`."""
+    """Alternative values for keys whose type gives no suitable one; `write` writes another data set next to `data`."""
     write(other := data.with_name(f"{data.name}_other"), train=1, test=1)
     widths = dict.fromkeys(("arch.hidden_size", "arch.subgoal_head.hidden_size"), HIDDEN // 2)
     others: Settings = {
@@ -119,7 +119,7 @@ def alternatives(data: Path, write: Callable[..., None] = write_boards) -> dict[
 
 
 def count_steps(subject: Subject) -> int | None:
-    """Optimizer steps as the sampler counts them (exact for puzzles of equal size)."""
+    """Number of optimizer steps, counted as the sampler does (exact for puzzles of equal size); None if unknown."""
     config = subject.resolved or {}
     groups = training_groups(config, subject.data)
     sizes = [(entry.groups or 0, entry.mean_examples or 0) for entry in subject.data if entry.key == "data_paths"]
@@ -135,7 +135,7 @@ def count_steps(subject: Subject) -> int | None:
 
 
 def rates(subject: Subject) -> dict[str, str]:
-    """The puzzle embedding where there is one, the network where it is not frozen."""
+    """Parameter group -> key of its learning rate: the puzzle embedding if there is one, the network unless frozen."""
     table = {"puzzle_emb": "puzzle_emb_lr"} if subject.arch.get("puzzle_emb_ndim", 1) else {}
     return table | ({} if (subject.resolved or {}).get("freeze_weights") else {"trunk": "lr"})
 

@@ -118,7 +118,7 @@ def test_ceilings():
 @pytest.mark.slow
 def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "TIMING_LIMIT", 1e6)
-    broken = replace(PUZZLES, name="broken", recipe=("--config-name=cfg_pretrain_of_nothing",), words=-1)
+    broken = replace(PUZZLES, name="broken", recipe=("--config-name=cfg_pretrain_of_nothing",), vocab_size=-1)
     rows = {row["name"]: row for row in measured_rows([broken, PUZZLES], replace(SETTINGS, warm_up=1e6), tmp_path)}
     assert "error" in rows["broken"]
     assert list(rows["puzzles"]["modes"]) == EAGER
@@ -174,7 +174,7 @@ def test_parameters_are_updated_together_as_one_by_one():
     starts = [torch.randn(3, 2, generator=generator), torch.randn(4, generator=generator), torch.randn(2)]
     gradients = [torch.randn(3, 2, generator=generator), torch.randn(4, generator=generator), None]
     results = []
-    for how in ("step_apart", "step_together"):
+    for how in ("step_loop", "step_foreach"):
         params = [start.clone().requires_grad_() for start in starts]
         optimizer = AdamATan2(params, 0.1, (0.9, 0.95), 0.5)
         for _ in range(3):

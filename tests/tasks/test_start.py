@@ -11,7 +11,7 @@ import torch
 
 from dataset.writing import SplitArrays, write_dataset
 from engine.run.load_run import find_checkpoint
-from tasks.recursive_reasoning.start import TABLE, matched
+from tasks.recursive_reasoning.start import TABLE, match_rows
 from tests.conftest import run_script
 
 SMALL = """--config-name=cfg_pretrain_sudoku_4x4 device=cpu +debug=tiny project_name=p global_batch_size=4 max_steps=3 epochs=8
@@ -128,10 +128,10 @@ def test_a_name_of_another_generated_set_is_another_puzzle(place: Path) -> None:
 
 def test_a_table_of_one_row_stays() -> None:
     table = torch.randn(1, 4)
-    made, report = matched(table, [""], [""], 1)
+    made, report = match_rows(table, [""], [""], 1)
     assert torch.equal(made, table)
     assert report == "puzzle table: 1 of 1 rows by name"
-    first = matched(torch.arange(3.0).view(3, 1), ["", "x", "x"], ["", "x"], 2)[0]
+    first = match_rows(torch.arange(3.0).view(3, 1), ["", "x", "x"], ["", "x"], 2)[0]
     assert json.dumps(first.tolist()) == "[[0.0], [1.0]]", "of a name that stands twice the first"
 
 

@@ -1,1 +1,1 @@
-"""What a manager is worth: runs of HRM with and without one, and whether its goals are followed and of use."""
+"""Report on HRM's manager: runs with and without it, and whether its goals are followed and useful."""

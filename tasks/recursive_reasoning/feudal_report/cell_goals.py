@@ -1,4 +1,4 @@
-"""The goals of a cell: the measurements of its runs together, and what they amount to in a word."""
+"""The goal measurements of a cell, summarised over its runs, and a verdict on them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from reports.study import Cell
 from tasks.recursive_reasoning.feudal_report.goals import SOURCES
 
 CONTROL, DIRECTIONS, GATE, ALIKE = 0.1, 2.0, 0.05, 0.9
-"""Of the reading rule: least controllability, participation ratio and gate of a manager that is used; and how alike the
-goals of different examples are when one cannot be distinguished from another."""
+"""Thresholds of `reading`: least controllability, participation ratio and gate of a manager that is used; and the
+cosine between goals of different examples above which they count as one goal."""
 
 
 class CellGoals(TypedDict):
-    """Summaries are over seeds; over examples where there is one seed."""
+    """Goal measurements of a cell. Summaries are over seeds, or over examples if there is one seed."""
 
     control: Summary
-    """Cosine of the worker's way to a foreign goal that it is given, minus that to its own."""
+    """Cosine between the worker's displacement and the foreign goal it was given, minus that with its own goal."""
     cos: Summary
     cos_random: Summary
     content: Summary
     """Score lost when goals are exchanged between examples."""
     presence: Summary
-    """Score lost when goals are taken away."""
+    """Score lost when goals are removed."""
     alike: float | None
     pr: float | None
-    """Participation ratio of the goals: about how many directions they fill."""
+    """Participation ratio of the goals: their effective number of directions."""
     gate: float | None
     changed: dict[str, float | None]
-    """Source of goals -> share of scored positions answered otherwise."""
+    """Source of goals -> share of scored positions whose prediction changes."""
     scores: dict[str, Summary]
     word: str
     reason: str
 
 
 def goals_of_cell(cell: Cell, measured: Mapping[Path, Mapping[str, Any]], metric: str) -> CellGoals | None:
-    """The measurements of a cell's runs together; None where no run was measured."""
+    """Summarise the measurements of a cell's runs; None if no run was measured."""
     runs = [measured[run.path] for run in cell.runs.values() if run.path in measured]
     if not runs:
         return None
@@ -65,7 +65,7 @@ def goals_of_cell(cell: Cell, measured: Mapping[Path, Mapping[str, Any]], metric
 
 
 def _lost(drops: Sequence[tuple[float, float]]) -> Summary:
-    """Of (mean, standard error over examples) of each run."""
+    """Summarise (mean, standard error over examples) of each run."""
     lost = summarize([mean for mean, _ in drops])
     if len(drops) == 1:
         mean, se = drops[0]
@@ -82,11 +82,11 @@ def reading(
     gate: float | None,
     alike: float | None,
 ) -> tuple[str, str]:
-    """(word, reason) for a manager whose measurements these are.
+    """(verdict, reason) for a manager with these measurements.
 
-    used: the worker follows a foreign goal (control > 0.1), the score falls beyond two standard errors when goals are
-    exchanged, goals fill at least two directions, and the gate is open. constant bias: the score falls when goals are
-    taken away but not when they are exchanged. obeyed but irrelevant: followed, and neither costs anything.
+    used: the worker follows a foreign goal (control > 0.1), the score falls by more than two standard errors when goals
+    are exchanged, goals fill at least two directions, and the gate is open. constant bias: the score falls when goals
+    are removed but not when they are exchanged. obeyed but irrelevant: followed, and neither costs anything.
     """
     followed, matters, present = (control["mean"] or 0.0) > CONTROL, _is_loss(content), _is_loss(presence)
     if followed and matters and (directions or 0) >= DIRECTIONS and (gate or 0) > GATE:

@@ -1,6 +1,6 @@
-"""The goals of a trained manager exchanged, taken away or held in evaluation: what does the answer lose?
+"""Interventions on the goals of a trained manager in evaluation (exchanged, removed, held): how much score is lost?
 
-B rows of a batch, T sequence length, G goal_dim, N held-out examples.
+Shapes: B rows of a batch, T sequence length, G goal_dim, N held-out examples.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from reports.runs import Run
 
 SOURCES = ("same", "zero", "shuffle", "random", "stale", "mean")
 VERSION = 2
-"""Of the stored measurements; another one is measured again."""
+"""Version of the stored measurements; others are measured again."""
 
 
 class AnswerTally:
-    """An evaluator that keeps which answers were right, and how goals spread."""
+    """An evaluator that records the score of each example and the spread of the goals."""
 
     needs_steps = False
 
@@ -34,7 +34,7 @@ class AnswerTally:
         self.count, self.first, self.second, self.units = 0, 0.0, 0.0, 0.0
 
     def update(self, batch: Mapping[str, Any], steps: Sequence[Any], preds: Any, valid_rows: int) -> None:
-        """labels [B, T] of the batch (-100 not scored), preds [B, T]; the goals [B, G] are the episode's last ones."""
+        """labels [B, T] of the batch (-100: not scored), preds [B, T]; goals [B, G] are those of the last ACT step."""
         labels, answer = batch["labels"][:valid_rows], preds[:valid_rows]
         scored = labels != -100
         some = scored.any(dim=1)
@@ -55,7 +55,7 @@ class AnswerTally:
         return {}
 
     def participation(self) -> float | None:
-        """(Σλ)² / Σλ² of the covariance of all goals: about how many directions they fill. 1 where all are one."""
+        """(Σλ)² / Σλ² of the goals' covariance: their effective number of directions. 1 if all goals are equal."""
         if not self.count:
             return None
         mean = np.asarray(self.first) / self.count
@@ -64,27 +64,27 @@ class AnswerTally:
         return float(np.trace(covariance)) ** 2 / spread if spread > 1e-24 else 1.0
 
     def alike(self) -> float | None:
-        """Mean cosine between the goals of two examples: 1 where all have one goal. None for fewer than two goals."""
+        """Mean cosine between the goals of two examples: 1 if all are equal. None for fewer than two goals."""
         n = self.count
         return float(np.square(self.units).sum() - n) / (n * (n - 1)) if n > 1 else None
 
     def drop(self, other: AnswerTally, name: str) -> list[float]:
-        """[mean, standard error] of other's score minus this one's, paired by example."""
+        """[mean, standard error] of the other's score minus this one's, paired by example."""
         gap = np.concatenate(other.scores[name]) - np.concatenate(self.scores[name])
         return [float(gap.mean()), float(gap.std(ddof=1)) / math.sqrt(len(gap)) if len(gap) > 1 else 0.0]
 
     def changed(self, other: AnswerTally) -> float:
-        """Share of scored positions that are answered otherwise."""
+        """Share of scored positions whose prediction differs."""
         scored = np.concatenate([one.ravel() for one in self.scored])
         ours, theirs = (np.concatenate([a.ravel() for a in one.answers]) for one in (self, other))
         return float((ours != theirs)[scored].mean())
 
 
 def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
-    """Source of goals -> measurements, of the run's own weights, examples and batches; stored in the run's folder.
+    """Source of goals -> measurements, with the run's own weights, examples and batches; cached in the run's folder.
 
     Raises:
-        UsageError: the run has no usable checkpoint or its data are gone.
+        UsageError: the run has no usable checkpoint or its data is gone.
     """
     checkpoint = CheckpointStore(run.path, "").latest()
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""The report's pictures: scores and differences of all cells, what goals do, and sweeps over weight and period."""
+"""The report's plots: scores and differences of all cells, effects of goals, and sweeps over weight and period."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NOTE = "dots: seeds; bar: mean; line: 95 % t interval over seeds"
 def pictures(
     cells: Sequence[Cell], compared: Mapping[str, Comparison], goals: Mapping[str, CellGoals], name: str
 ) -> dict[str, Image.Image]:
-    """File name -> picture: `cells.png`, `goals.png` where goals were measured, `sweep_weight.png`, `sweep_period.png`
-    where enough cells differ in that key alone."""
+    """File name -> plot: `cells.png`, `goals.png` if goals were measured, `sweep_weight.png` and `sweep_period.png` if
+    enough cells differ in only that key."""
     drawn = {"cells.png": _scores(cells, compared, name)}
     if goals:
         drawn["goals.png"] = _goals(goals, name)
@@ -50,8 +50,8 @@ def _goals(goals: Mapping[str, CellGoals], name: str) -> Image.Image:
 
 
 def sweep(cells: Sequence[Cell], compared: Mapping[str, Comparison], key: str) -> list[Column]:
-    """The cells with a head that differ in `key` alone, by its value; first, apart, no head and weight 0. Empty where
-    fewer than two values have to be joined."""
+    """Columns of the cells with a head that differ only in `key`, by its value, preceded by detached columns without a
+    head and with weight 0. Empty for fewer than two values to join."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         if has_head(cell.settings):

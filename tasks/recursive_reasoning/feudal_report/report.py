@@ -1,4 +1,4 @@
-"""The feudal report from run folders to files: find, compare, measure, print, write."""
+"""Write the feudal report: find runs, compare cells, measure goals, print and write the files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.recursive_reasoning.feudal_report.tables import report_text, score_ta
 
 
 def write_feudal_report(args: argparse.Namespace) -> None:
-    """The report that the arguments of scripts/feudal_report.py ask for. Raises: UsageError."""
+    """Print and write the report, for the arguments of scripts/feudal_report.py. Raises: UsageError."""
     metric, folder, study = f"eval/{args.metric}", args.out.absolute(), FeudalStudy()
     runs, warnings = find_runs([place.absolute() for place in args.runs], metric, study)
     prepare_folder(folder)
@@ -56,7 +56,7 @@ def write_feudal_report(args: argparse.Namespace) -> None:
 
 
 def measure_goals(cells: Sequence[Cell], metric: str, device: str) -> tuple[dict[str, CellGoals], list[str]]:
-    """Name of each cell with a head -> what its goals do; and a warning for each run that could not be measured."""
+    """(cell name -> goal measurements, for cells with a head; a warning for each run that could not be measured)."""
     runs = [run for cell in cells if has_head(cell.settings) for run in cell.runs.values()]
     measured: dict[Path, dict[str, dict[str, Any]]] = {}
     warnings = []

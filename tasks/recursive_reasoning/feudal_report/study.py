@@ -1,4 +1,4 @@
-"""The ablation of HRM's manager as a study: which runs belong to it, and what its cells are called."""
+"""The ablation of HRM's manager as a study: which runs belong to it, and how its cells are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD_PREFIXES = (
 )
 FULL_VALUES = {f"{HEAD}.inject_subgoal": True, f"{HEAD}.goal_source": "learned", f"{HEAD}.gating": True}
 TIE_BREAKS = {WEIGHT: 0.1, PERIOD: 4}
-"""A cell is called feudal if it has the full values and of other keys the commonest one; among equals, this one."""
+"""A cell is named feudal if it has the full values, and for other keys the most common one; ties go to these."""
 PHRASES = {
     f"{WEIGHT}=0": "no loss",
     f"{HEAD}.inject_subgoal=False": "no injection",
@@ -40,7 +40,7 @@ def has_head(settings: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FeudalStudy(Study):
-    """Cells are named by what they take away from the full manager, or by the other value that they give a key."""
+    """Names cells by what they remove from the full manager, or by the value they change."""
 
     baseline: Mapping[str, Any] = field(default_factory=lambda: {HEAD: None})
     ignored: frozenset[str] = frozenset({*PretrainConfig.NOT_IDENTITY, "loss", "data_paths", "data_paths_test"})
@@ -48,7 +48,7 @@ class FeudalStudy(Study):
     no_baseline: str = "there is no run without a head (~arch.subgoal_head): no difference from a baseline can be given"
 
     def check(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Raises UsageError for a run of another model."""
+        """Raise UsageError for a run of another model."""
         arch = config.get("arch")
         name = arch.get("name") if isinstance(arch, Mapping) else None
         if not isinstance(name, str):
@@ -57,7 +57,7 @@ class FeudalStudy(Study):
             raise UsageError(f"{path} is a run of {model}: expected HRM (arch=hrm_feudal or arch=hrm)")
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Without what follows from other keys or, where there is no head, does nothing."""
+        """The settings without keys that follow from others or, without a head, have no effect."""
         settings = super().settings(config)
         for name in ("arch.name", "arch.loss.name", f"{HEAD}.hidden_size"):
             settings.pop(name, None)
@@ -80,7 +80,7 @@ class FeudalStudy(Study):
         return {BASELINE: 0, FULL: 1}.get(cell.name, 2)
 
     def _usual_values(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """For each key the value that needs no mention; keys of the head are judged among runs that have one."""
+        """For each key the value that a cell name omits; keys of the head are compared among runs that have one."""
         usual: dict[str, Any] = {}
         for key in sorted({key for each in settings for key in each}):
             values = [each.get(key) for each in settings if has_head(each) or not self.is_factor(key)]
@@ -108,7 +108,7 @@ class FeudalStudy(Study):
 
 
 def warnings_of(cells: Sequence[Cell], metric: str, study: Study) -> list[str]:
-    """What makes the cells hard to compare; a metric at its floor or ceiling too."""
+    """Warnings about cells that are hard to compare, and about a metric at its floor or ceiling."""
     lines = comparison_warnings(cells, study)
     scores = [run.results[metric] for cell in cells for run in cell.runs.values()]
     if metric == "eval/exact_accuracy" and not any(scores):

@@ -12,7 +12,7 @@ T_INTERVAL = Column("95 % t", "interval")
 
 
 def report_text(scores: Table, goals: Mapping[str, CellGoals], name: str, warnings: Sequence[str]) -> str:
-    """The whole report: scores, what the goals do where they were measured, warnings."""
+    """The whole report: scores, effects of the goals if they were measured, warnings."""
     parts = [f"## Held-out {name}", scores.markdown(), "Difference: cell minus baseline, paired by seed."]
     if goals:
         parts += _goal_sections(goals, name)
@@ -22,7 +22,7 @@ def report_text(scores: Table, goals: Mapping[str, CellGoals], name: str, warnin
 
 
 def score_table(compared: Mapping[str, Comparison], name: str) -> Table:
-    """A row for each cell: its scores and the difference from its baseline."""
+    """A row for each cell: its scores and its difference from the baseline."""
     table = Table(
         [
             Column("cell"),

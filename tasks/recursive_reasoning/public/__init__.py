@@ -1,1 +1,1 @@
-"""Checkpoints of the public TRM and HRM repositories: read, converted to runs of ours, and written back."""
+"""Checkpoints of the public TRM and HRM repositories: reading, conversion to and from our runs, writing."""

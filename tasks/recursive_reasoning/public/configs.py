@@ -1,8 +1,8 @@
-"""all_config.yaml of the public TRM and HRM code in our keys, and back.
+"""Convert all_config.yaml of the public TRM and HRM code to our config keys, and back.
 
-Shapes give widths, depths and sizes of the data. They do not give how often the stacks are called and how the width is
-cut into heads, and a wrong guess loads and answers wrongly (40 % becomes 4 % with L_cycles 6 for 4). Those keys come
-from all_config.yaml or from the user.
+Tensor shapes give widths, depths and data sizes. They do not give the number of cycles or of heads, and a wrong guess
+loads without error but answers wrongly (40 % becomes 4 % with L_cycles 6 instead of 4). Those keys come from
+all_config.yaml or from the user.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ class Kind:
 
     ours: str
     public: str
-    """As the TRM repository calls it."""
+    """Its name in the TRM repository."""
     calls: tuple[str, ...] = ("H_cycles", "L_cycles")
-    """Keys of how often its stacks are called."""
+    """Keys that say how often its stacks are called."""
     unread: tuple[str, ...] = ()
-    """Keys of ours that the published class does not read: they have one value there."""
-    fixed: Mapping[str, Any] | None = None
-    """That value, where it is not our default."""
+    """Our keys that the published class does not read, because they are fixed there."""
 
 
 KINDS = {
@@ -67,12 +65,12 @@ KINDS = {
     ),
 }
 MODULES = {**{kind: kind for kind in KINDS}, "hrm_act_v1": "hrm"}
-"""Last part of a module's name in all_config.yaml -> the kind."""
+"""Last component of a module name in all_config.yaml -> kind."""
 OURS_ONLY = (
     *("eval_halting", "head_dim", "inner_multiple", "gate_norm", "registers", "latent_init", "damping", "update_noise"),
     *("chains", "late_states", "late_steps", "cycles_schedule"),
 )
-"""Keys of ours that the public code has not; the export refuses values that change what is computed."""
+"""Our keys without a counterpart in the public code; the export refuses values that change the computation."""
 SAME = (
     "data_paths_test",
     "global_batch_size",
@@ -93,7 +91,7 @@ SAME = (
     "ema_rate",
     "seed",
 )
-"""Keys of both, with one meaning."""
+"""Keys with the same name and meaning in both."""
 OF_THE_LAUNCH = ("project_name", "run_name", "checkpoint_path", "load_checkpoint", "eval_save_outputs")
 
 
@@ -101,10 +99,10 @@ OF_THE_LAUNCH = ("project_name", "run_name", "checkpoint_path", "load_checkpoint
 
 
 def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(a complete `arch` block of ours, what contradicts the shapes). all_config.yaml wins over shapes, `given` (keys
-    that the user set) over both.
+    """(a complete `arch` block in our keys, contradictions to the shapes). all_config.yaml overrides shapes; `given`,
+    the keys that the user set, overrides both.
 
-    Raises: UsageError: an unknown model, or keys that neither shapes nor config give.
+    Raises: UsageError for an unknown model, or keys that neither shapes nor config determine.
     """
     stated = _stated(config, sizes) | dict(given)
     kind = KINDS[sizes.kind]
@@ -114,7 +112,7 @@ def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]
         raise UsageError(f"arch.{unknown[0]}: {sizes.kind} has no such key: {did_you_mean(unknown[0], known)}")
     stated = {key: value for key, value in stated.items() if key in known and value is not None}
     if "pos_encodings" in stated and stated["pos_encodings"] not in ("rope", "learned"):
-        stated["pos_encodings"] = "none"  # any other word is none there
+        stated["pos_encodings"] = "none"  # any other value means none there
     arch = {"forward_dtype": "bfloat16", **sizes.arch, **stated}
     if arch["mlp_t"]:
         arch.setdefault("pos_encodings", "none")
@@ -145,7 +143,7 @@ def _block(value: Any) -> Mapping[str, Any]:
 
 
 def _stated(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """The keys of the `arch` block of all_config.yaml. Raises: UsageError where it names a model of another kind."""
+    """The keys of all_config.yaml's `arch` block. Raises: UsageError if it names a model of another kind."""
     arch = dict(_block(config.get("arch")))
     name = arch.pop("name", None)
     arch.pop("loss", None)
@@ -175,7 +173,7 @@ def _require(arch: Mapping[str, Any], kind: Kind, sizes: Sizes, *, no_config: bo
 def run_config(
     config: Mapping[str, Any], arch: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """(every key of a run of ours, keys of all_config.yaml that have no counterpart)."""
+    """(the full config of a run of ours, keys of all_config.yaml that have no counterpart)."""
     paths = config.get("data_paths") or config.get("data_path") or []
     ours: dict[str, Any] = {
         "script": "pretrain.py",
@@ -203,9 +201,9 @@ def run_config(
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a run of ours as the public code writes it.
+    """The config of a run of ours in the keys of the public code.
 
-    Raises: UsageError for a model, or a value of a key, that the public code has not.
+    Raises: UsageError for a model or a value that the public code does not have.
     """
     arch = dict(config["arch"])
     name, loss = arch.pop("name"), _block(arch.pop("loss", None))
@@ -235,7 +233,7 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_ours(arch: Mapping[str, Any], kind: str) -> None:
-    """What the public class would compute otherwise, or not at all."""
+    """Raise UsageError for a value that the public class does not support."""
     usual = arch["hidden_size"] // arch["num_heads"]
     few = -(-arch["puzzle_emb_ndim"] // arch["hidden_size"])
     refusals = {
@@ -258,7 +256,7 @@ def _refuse_ours(arch: Mapping[str, Any], kind: str) -> None:
 
 
 def set_values(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`arch.KEY=VALUE`, `KEY=VALUE` of a command line: (keys of the architecture, other keys). Raises: UsageError."""
+    """Parse `arch.KEY=VALUE` and `KEY=VALUE` of a command line: (arch keys, other keys). Raises: UsageError."""
     import yaml
 
     arch: dict[str, Any] = {}

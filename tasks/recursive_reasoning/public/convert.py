@@ -1,4 +1,4 @@
-"""A public checkpoint as a run of ours, and a run of ours as a public checkpoint: what scripts/convert.py does."""
+"""Convert a public checkpoint to a run of ours and back (scripts/convert.py import and export)."""
 
 from __future__ import annotations
 
@@ -48,28 +48,27 @@ from tasks.recursive_reasoning.public.layout import (
 )
 from tasks.recursive_reasoning.public.sizes import Sizes, read_sizes, shape_report
 
-STARTS = "_init"
-"""End of the name of a latent's fixed start, which the public code stores in its compute dtype."""
-
-
-KINDS_OF_NUMBERS = ("float64", "float32", "bfloat16", "float16")
-"""What a state dict of the public code holds."""
+LATENT_INIT = "_init"
+"""Name suffix of a latent's fixed initial value, which the public code stores in its compute dtype."""
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+"""Dtypes of tensors in a state dict of the public code."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the data sets of a run fix about its model; None where they are not here."""
+    """The properties of a run's data sets that determine its model."""
 
     metadata: PuzzleMetadata
     num_puzzle_identifiers: int
-    """Over all folders, whose identifiers are numbered through."""
+    """Over all folders, numbered consecutively."""
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
 def import_run(args: Namespace) -> None:
-    """Write `args.folder`, whole or not at all. Raises: UsageError; tensors that do not fit are listed first."""
+    """Convert a public checkpoint to the run `args.folder`, written atomically. Raises: UsageError, after a list of the
+    tensors that do not fit."""
     folder = Path(os.path.abspath(args.folder))
     if folder.exists():
         raise UsageError(f"{args.folder} exists already: remove it or choose another folder")
@@ -105,7 +104,7 @@ def import_run(args: Namespace) -> None:
 
 
 def _data(paths: list[str]) -> Data | None:
-    """Raises: UsageError for a folder that is not a data set, or sets that do not fit together."""
+    """None if a folder does not exist. Raises: UsageError for a folder that is not a data set."""
     folders = [user_path(path) for path in paths]
     if not all(folder.is_dir() for folder in folders):
         return None
@@ -114,7 +113,7 @@ def _data(paths: list[str]) -> Data | None:
 
 
 def _shape(data: Data | None, sizes: Sizes, prefix: int) -> PuzzleShape:
-    """Of the data where they are here, else of the file. Attention without a table of positions fits any length."""
+    """From the data if it is here, else from the checkpoint. Attention without a position table fits any length."""
     if data is not None:
         meta = data.metadata
         return PuzzleShape(meta.seq_len, meta.vocab_size, data.num_puzzle_identifiers, meta.pad_id)
@@ -127,13 +126,13 @@ def _shape(data: Data | None, sizes: Sizes, prefix: int) -> PuzzleShape:
 
 
 def _shapes_of(arch: Arch, shape: PuzzleShape) -> dict[str, list[int]]:
-    """The shape of each tensor of the model, which is not built."""
+    """The shape of each tensor of the model, which is created on the meta device. Raises: UsageError."""
     try:
         with torch.device("meta"):
             model: nn.Module = arch.model_class(arch.model_config, shape)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    except (RuntimeError, ArithmeticError) as error:  # sizes beyond all numbers
+    except (RuntimeError, ArithmeticError) as error:  # sizes that overflow
         raise UsageError(f"cannot build a model of these sizes ({str(error).splitlines()[0]:.80})") from None
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -146,7 +145,7 @@ def _write_run(
     step: int,
     shape: PuzzleShape,
 ) -> None:
-    """A run directory with one checkpoint, as a run leaves it that a signal stopped after `step`."""
+    """Write a run directory with one checkpoint, like that of a run stopped by a signal after `step`."""
     entry, name = FAMILY.entry, resolved["arch"]["name"].partition("@")[0].rpartition(".")[2]
     header = HEADER + json.dumps({"config_name": FAMILY.config_name, "choices": {"arch": name}}) + "\n"
     text = header + OmegaConf.to_yaml(OmegaConf.create(resolved))
@@ -158,11 +157,11 @@ def _write_run(
     model = {
         name: tensor if tensor.dtype == torch.float32 else tensor.float() for name, tensor in source.tensors.items()
     }
-    trained = {name: tensor for name, tensor in model.items() if not name.endswith((STARTS, "puzzle_emb.weights"))}
+    trained = {name: tensor for name, tensor in model.items() if not name.endswith((LATENT_INIT, "puzzle_emb.weights"))}
     CheckpointStore(folder, entry).save(
         step,
         model=model,
-        ema=trained if config.ema else None,  # the public code saves the averaged weights, and no others
+        ema=trained if config.ema else None,  # the public code saves only the averaged weights
         state=_fresh_state(config, step, shape),
         config=resolved,
         metric=None,
@@ -172,7 +171,7 @@ def _write_run(
 
 
 def _origin(source: PublicCheckpoint) -> dict[str, Any]:
-    """What an export needs to write the very same files."""
+    """The facts that an export needs to write identical files."""
     kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in source.tensors.items()}
     return {
         "file": source.path.name,
@@ -183,7 +182,7 @@ def _origin(source: PublicCheckpoint) -> dict[str, Any]:
 
 
 class _Untrained:
-    """The task of a run that has not trained here: parameters without a past, and no open episodes."""
+    """The task of a run that has not trained: fresh parameter groups and no carry."""
 
     def __init__(self, model: Any, config: PretrainConfig) -> None:
         self.module, self.config = model, config
@@ -196,9 +195,9 @@ class _Untrained:
 
 
 def _fresh_state(config: PretrainConfig, step: int, shape: PuzzleShape) -> dict[str, Any]:
-    """The training state of a run at `step` whose optimizers begin: the public files hold none.
+    """The training state at `step` with fresh optimizers: public checkpoints store none.
 
-    It does not depend on the puzzle table, so the model for it has one identifier.
+    It does not depend on the puzzle table, so the model built for it has one identifier.
     """
     small = PuzzleShape(shape.seq_len, shape.vocab_size, 1, shape.pad_id)
     runtime = Runtime(
@@ -225,7 +224,9 @@ def _print_import(
     folder: Path, source: PublicCheckpoint, sizes: Sizes, config: Mapping[str, Any], left: list[str], data: Data | None
 ) -> None:
     parameters = sum(
-        tensor.numel() for name, tensor in source.tensors.items() if not name.endswith((STARTS, "puzzle_emb.weights"))
+        tensor.numel()
+        for name, tensor in source.tensors.items()
+        if not name.endswith((LATENT_INIT, "puzzle_emb.weights"))
     )
     print_rank0(
         f"model       {config['arch']['name']}, {parameters:,} parameters, {sizes.num_puzzle_identifiers:,} puzzles"
@@ -247,9 +248,8 @@ def _print_import(
 
 
 def export_run(args: Namespace, verify: Verify | None = None) -> None:
-    """Write `args.folder`, whole or not at all. `verify` judges the run for the model card.
-
-    Raises: UsageError for a model that the public code has not.
+    """Convert a run to a public checkpoint in `args.folder`, written atomically. `verify` checks the run for the model
+    card. Raises: UsageError for a model that the public code does not have.
     """
     checkpoint = find_checkpoint(args.source, checksums=True)
     family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
@@ -290,16 +290,16 @@ def export_run(args: Namespace, verify: Verify | None = None) -> None:
 def _as_imported(
     weights: Mapping[str, Tensor], origin: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """(config, tensors with the keys, order and dtypes, name) of the file that was imported.
+    """(config, tensors, file name) with the keys, order and dtypes of the file that was imported.
 
-    Raises: ValueError and what else a manifest of another form raises: it may come from anywhere.
+    Raises: KeyError, TypeError, AttributeError or ValueError for a malformed manifest, which is untrusted input.
     """
     name = origin["file"].removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w.-]*", name) or name == CONFIG or set(origin["tensors"]) != set(weights):
         raise ValueError(name)
     tensors = {}
     for own, (key, kind) in origin["tensors"].items():
-        if not isinstance(key, str) or kind not in KINDS_OF_NUMBERS:
+        if not isinstance(key, str) or kind not in DTYPES:
             raise ValueError(key)
         tensors[key] = weights[own].to(getattr(torch, kind))
     if len(tensors) != len(weights):
@@ -308,12 +308,12 @@ def _as_imported(
 
 
 def _as_published(weights: Mapping[str, Tensor], compute: str) -> dict[str, Tensor]:
-    """The names of a compiled run of the public code. Starts are in the compute dtype there; one that it would round
-    stays as it is."""
+    """Tensors by the names of a compiled run of the public code. Initial latents get the compute dtype, unless that
+    would round them."""
     dtype = getattr(torch, compute)
 
     def stored(name: str, tensor: Tensor) -> Tensor:
-        narrow = tensor.to(dtype) if name.endswith(STARTS) else tensor
+        narrow = tensor.to(dtype) if name.endswith(LATENT_INIT) else tensor
         return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
     return {STANDARD + name: stored(name, tensor) for name, tensor in weights.items()}

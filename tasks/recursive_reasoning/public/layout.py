@@ -1,10 +1,10 @@
-"""The files of a public checkpoint: `all_config.yaml` beside a state dict, whose names carry the marks of its writer.
+"""Read and write public checkpoints: `all_config.yaml` and a state dict whose names carry prefixes of its writer.
 
     FOLDER/all_config.yaml     the config that trained it
     FOLDER/step_518071         a state dict as torch.save writes it (HRM: FOLDER/checkpoint), or a .safetensors file
 
-Names are `_orig_mod.model.inner.NAME` where the run was compiled, `model.inner.NAME` where not. Nothing is unpickled
-but by torch's restricted loader, and the puzzle table (1.8 GB on ARC-AGI-1) is mapped into memory, not read.
+Names are `_orig_mod.model.inner.NAME` for a compiled run, else `model.inner.NAME`. Files are only unpickled by torch's
+restricted loader, and the puzzle table (1.8 GB on ARC-AGI-1) is memory-mapped.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ LOADING = """
 # a model of the public code, made from all_config.yaml and compiled
 model.load_state_dict(torch.load("{file}", weights_only=True))
 """
-"""How the public code reads what we write."""
+"""Code for the model card: how the public code loads the file."""
 MARKS = ("_orig_mod.", "module.", "model.")
-"""Of torch.compile, of DDP, and of the loss head that holds the model."""
+"""Prefixes of torch.compile, of DDP, and of the loss head that holds the model."""
 STANDARD = "_orig_mod.model."
-"""Prefixes before `inner.` that the public code accepts when it loads a checkpoint."""
+"""Prefix before `inner.` that the public code expects when it loads a checkpoint."""
 NOT_STORED = re.compile(r"inner\.(puzzle_emb\.local_(weights|ids)|rotary_emb\.(cos|sin)_cached)")
-"""Scratch buffers, which some forks store: they follow from the rest."""
+"""Scratch buffers that some forks store; they can be derived from the rest."""
 _SUFFIXES = ("", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True)
 class PublicCheckpoint:
-    """A public checkpoint as it was read."""
+    """A public checkpoint in memory."""
 
     path: Path
     """The state dict."""
     config: dict[str, Any]
     """all_config.yaml; empty where there is none."""
     tensors: dict[str, Tensor]
-    """By name without the marks: `inner.NAME`. Mapped into memory where the file allows it."""
+    """By name without prefixes: `inner.NAME`. Memory-mapped if the file allows it."""
     keys: dict[str, str]
-    """`inner.NAME` -> the key in the file, in its order."""
+    """`inner.NAME` -> key in the file, in file order."""
     step: int
-    """Of the file's name; 0 where it has none."""
+    """From the file name; 0 if it has none."""
     left_out: tuple[str, ...] = ()
-    """Scratch buffers that it held."""
+    """Scratch buffers in the file, which were not read."""
 
 
 def read_public(path: Path) -> PublicCheckpoint:
-    """The checkpoint that `path` names: the state dict, or the folder that holds one.
+    """Read the checkpoint at `path`: a state dict, or a folder that contains one.
 
-    Raises: UsageError, one line: no file there, several, one that holds more than tensors, names that collide.
+    Raises: UsageError for no state dict, several, one that contains more than tensors, or names that collide.
     """
     file = _state_file(path)
     tensors, keys, left_out = _without_marks(_read_state(file), file)
@@ -81,7 +81,7 @@ def read_public(path: Path) -> PublicCheckpoint:
 
 
 def read_public_config(path: Path) -> dict[str, Any]:
-    """The plain values of an all_config.yaml; {} where there is none. Raises: UsageError for a damaged one."""
+    """Read the plain values of an all_config.yaml; {} if there is none. Raises: UsageError for a damaged one."""
     try:
         config = OmegaConf.create(read_yaml(path))
     except FileNotFoundError:
@@ -102,13 +102,12 @@ def read_public_config(path: Path) -> dict[str, Any]:
 def write_public(
     folder: Path, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, card: str
 ) -> None:
-    """Write the two files and the text of a model card, whole or not at all. `tensors` by the names and dtypes that
-    the file is to have.
+    """Write config, state dict and model card, atomically. `tensors` have the names and dtypes of the file.
 
-    The state dict is torch.save's file, the one form that the public code loads: tensors by name and nothing else, so
-    it opens with weights_only=True.
+    The state dict is written by torch.save, the only format that the public code loads, and contains nothing but
+    tensors, so it opens with weights_only=True.
 
-    Raises: UsageError where `folder` exists.
+    Raises: UsageError if `folder` exists; RunFailure if it cannot be written.
     """
     try:
         with atomic_directory(folder) as temporary:
@@ -117,7 +116,7 @@ def write_public(
             (temporary / CARD).write_text(card, "utf-8")
     except FileExistsError:
         raise UsageError(f"{folder} exists already: remove it or choose another folder") from None
-    except RuntimeError as error:  # of torch's writer, which knows no reason
+    except RuntimeError as error:  # torch's writer does not say why
         raise RunFailure(f"{folder} cannot be written: is its disk full? ({str(error).splitlines()[0]:.80})") from None
 
 
@@ -152,7 +151,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"{path} is damaged, or holds more than tensors and plain values, which may run code: it was not opened"
         ) from None
-    except Exception:  # torch's error for a damaged file depends on where the damage is
+    except Exception:  # the type of torch's error depends on where the file is damaged
         raise UsageError(f"{path} is damaged, cut short, or not a file of torch.save") from None
     if not isinstance(state, dict) or not state:
         raise UsageError(f"{path} is not a state dict: expected tensors by name")
@@ -164,10 +163,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> Any:
-    """Mapped into memory; files of before torch 1.6 cannot be, and are read."""
+    """Memory-map the file; one from before torch 1.6 is read instead."""
     with open(path, "rb") as stream:
         zipped = stream.read(2) == b"PK"
-    with warnings.catch_warnings():  # torch's thoughts about odd pickles: what counts is whether it opens
+    with warnings.catch_warnings():  # torch warns about unusual pickles: all that matters is whether it opens
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
 
@@ -175,7 +174,7 @@ def _load(path: Path) -> Any:
 def _without_marks(
     state: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]:
-    """(tensors as `inner.NAME`, the key of each in the file, scratch buffers that were left out)."""
+    """(tensors by `inner.NAME`, the key of each in the file, scratch buffers that were left out)."""
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
     left_out = []

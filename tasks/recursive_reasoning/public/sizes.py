@@ -1,7 +1,7 @@
-"""What the shapes in a public state dict reveal about its model, and the report of how they fit an architecture.
+"""Infer a model's sizes from the tensor shapes of a public state dict, and report how they fit an architecture.
 
-Shapes: V words, D width, N puzzle identifiers, E width of the puzzle vector, S positions with the prefix, h heads of
-width d, I inner width of a SwiGLU.
+Shapes: V vocabulary size, D width, N puzzle identifiers, E width of the puzzle vector, S positions with the prefix, h
+heads of width d, I inner width of a SwiGLU.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _BLOCK = re.compile(r"inner\.(H|L)_level\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes by shapes, `None` where shapes do not show one."""
+    """Sizes inferred from shapes; None if they do not determine one."""
 
     kind: str
-    """Module under models/recursive_reasoning/ whose tensors these are."""
+    """Module under models/recursive_reasoning/ that has these tensors."""
     vocab_size: int
     num_puzzle_identifiers: int
     positions: int | None
-    """S, of the MLP over positions or the learned positions."""
+    """S, from the MLP over positions or the learned positions."""
     mixed: int | None
-    """h·d, without an MLP over positions."""
+    """h·d, for a model with attention."""
     inner: int
     """I of the channel MLP."""
     arch: dict[str, Any]
@@ -36,7 +36,7 @@ class Sizes:
 
 
 def read_sizes(shapes: Shapes) -> Sizes:
-    """The sizes of the model that has tensors of these `inner.NAME` shapes. Raises: UsageError."""
+    """Infer the sizes of a model from the shapes of its `inner.NAME` tensors. Raises: UsageError."""
     depth = {level: len({m[2] for m in map(_BLOCK.match, shapes) if m and m[1] == level}) for level in "HL"}
     level = "L" if depth["L"] else "H"
     block = f"inner.{level}_level.layers.0"
@@ -79,7 +79,7 @@ def _shape(shapes: Shapes, name: str, dims: int) -> Sequence[int]:
 
 
 def shape_report(actual: Shapes, expected: Shapes) -> tuple[list[str], int]:
-    """(one line for each tensor: name, shape in the file, shape in the model, verdict; how many do not fit)."""
+    """(lines with name, shape in the file, shape in the model and verdict of each tensor; number of misfits)."""
     names = [*expected, *(name for name in actual if name not in expected)]
     rows: list[tuple[str, ...]] = [("tensor", "file", "model", "")]
     misfits = 0

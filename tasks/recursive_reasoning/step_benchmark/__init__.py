@@ -1,1 +1,1 @@
-"""Training steps, evaluations and batches of pretrain.py timed beside the published form of each (scripts/bench.py)."""
+"""Time training steps, evaluations and batches of pretrain.py against their published form (scripts/bench.py)."""

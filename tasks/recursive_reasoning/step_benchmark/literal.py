@@ -1,10 +1,10 @@
-"""TRM and HRM with their loss in the published form (arXiv 2510.04871, 2506.21734): what bench.py measures against.
+"""TRM and HRM with their loss in the published form (arXiv 2510.04871, 2506.21734): the baseline of bench.py.
 
-Every call of a layer casts its weights to the compute dtype, the normalisation is four plain operations, the token loss
-is stablemax in float64, the head reads the prefix too, and all metrics are made at every ACT step. Parameters have our
-names, so that it takes our weights; it shares no code with models/ or losses/.
+Every layer call casts its weights to the compute dtype, normalisation is four plain operations, the token loss is
+stablemax in float64, the head is applied to the prefix too, and all metrics are computed at every ACT step. Parameters
+have our names, so it loads our weights; it shares no code with models/ or losses/.
 
-Shapes: B rows, T tokens, P prefix positions, S = P + T, D width, V words.
+Shapes: B rows, T tokens, P prefix positions, S = P + T, D width, V vocabulary size, h heads of width d.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IGNORED = -100
 
 @dataclass
 class Carry:
-    """`latents` by name [B, S, D], steps [B] int32, halted [B] bool, data: the example of each row."""
+    """latents by name [B, S, D], steps [B] int32, halted [B] bool, data: the example of each row."""
 
     latents: dict[str, Tensor]
     steps: Tensor
@@ -32,7 +32,7 @@ class Carry:
 
 
 class Linear(nn.Module):
-    """A product whose weight is cast at each call."""
+    """A linear layer that casts its weight at each call."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table that is cast as a whole at each call."""
+    """An embedding that casts the whole table at each call."""
 
     def __init__(self, count: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Embedding(nn.Module):
 
 
 class PuzzleEmbedding(nn.Module):
-    """Rows are copied into a leaf of the batch's size; its optimizer writes them back."""
+    """Copies the rows of a batch into a leaf of the batch's size; its optimizer writes them back."""
 
     weights: Tensor
     local: Tensor
@@ -78,16 +78,16 @@ class PuzzleEmbedding(nn.Module):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """In float32, over the last axis."""
+    """RMS norm over the last axis, in float32."""
     wide = x.to(torch.float32)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, S, h, d] turned by the tables [S, d], in float32."""
+    """Apply RoPE to x [B, S, h, d] with tables [S, d], in float32."""
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return ((x * cos.unsqueeze(-2)) + (turned * sin.unsqueeze(-2))).to(x.dtype)
+    rotated = torch.cat((-second, first), dim=-1)
+    return ((x * cos.unsqueeze(-2)) + (rotated * sin.unsqueeze(-2))).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -128,8 +128,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.mlp_t is not None:
-            turned = x.transpose(1, 2)
-            x = rms_norm(turned + self.mlp_t(turned), self.eps).transpose(1, 2)
+            transposed = x.transpose(1, 2)
+            x = rms_norm(transposed + self.mlp_t(transposed), self.eps).transpose(1, 2)
         elif self.self_attn is not None:
             x = rms_norm(x + self.self_attn(x, cos, sin), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
@@ -148,7 +148,7 @@ class Stack(nn.Module):
 
 
 class Inner(nn.Module):
-    """One ACT step. With an H_level stack it is HRM (two calls with gradient), else TRM (the last cycle)."""
+    """One ACT step: HRM (two calls with gradient) with an H_level stack, else TRM (the last cycle with gradient)."""
 
     cos: Tensor
     sin: Tensor
@@ -160,8 +160,8 @@ class Inner(nn.Module):
         width, self.config, self.dtype, self.prefix = config.hidden_size, config, dtype, config.prefix_len
         positions = self.prefix + shape.seq_len
         self.embed_tokens = Embedding(shape.vocab_size, width, dtype)
-        count, numbers = shape.num_puzzle_identifiers, config.puzzle_emb_ndim
-        self.puzzle_emb = PuzzleEmbedding(count, numbers, rows, dtype) if numbers else None
+        count, puzzle_width = shape.num_puzzle_identifiers, config.puzzle_emb_ndim
+        self.puzzle_emb = PuzzleEmbedding(count, puzzle_width, rows, dtype) if puzzle_width else None
         inner, inner_positions = (
             256 * math.ceil(round(config.expansion * size * 2 / 3) / 256) for size in (width, positions)
         )
@@ -189,7 +189,7 @@ class Inner(nn.Module):
         return math.sqrt(x.shape[-1]) * x
 
     def forward(self, latents: dict[str, Tensor], data: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """(latents without graph, logits [B, T, V], q_halt [B], q_continue [B])."""
+        """(detached latents, logits [B, T, V], q_halt [B], q_continue [B])."""
         low, high = self.L_level, self.H_level or self.L_level
         x, z_H, z_L = self.embed(data), latents["z_H"], latents["z_L"]
         H_cycles, L_cycles = self.config.H_cycles, self.config.L_cycles
@@ -210,9 +210,9 @@ class Inner(nn.Module):
 
 
 class Literal(nn.Module):
-    """ACT around `Inner`, with the loss. `config` is that of our model, without options of our own.
+    """ACT around `Inner`, with the loss. `config` is our model's; options that the papers do not have are ignored.
 
-    To be made `with torch.device(...)`: the leaf of the puzzle embedding would be none after `.to(device)`.
+    Create it under `with torch.device(...)`: after `.to(device)` the puzzle embedding's buffer would be no leaf.
     """
 
     def __init__(self, config: Any, shape: Any, rows: int, dtype: torch.dtype) -> None:
@@ -234,7 +234,7 @@ class Literal(nn.Module):
         )
 
     def forward(self, carry: Carry, batch: Batch) -> tuple[Carry, Tensor, dict[str, Tensor]]:
-        """(carry, loss summed over rows, metrics summed over rows that halted)."""
+        """(carry, loss summed over rows, metrics summed over halted rows)."""
         halted, config = carry.halted, self.config
         starts = {"z_H": self.inner.H_init, "z_L": self.inner.L_init}
         latents = {
@@ -298,7 +298,7 @@ class Literal(nn.Module):
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """[B, T, V] -> [B, T], in float64; 0 where `mask` is false."""
+    """Stablemax cross-entropy, logits [B, T, V] -> [B, T] in float64; 0 where `mask` is false."""
     wide = logits.to(torch.float64)
     s = torch.where(wide < 0, 1 / (1 - wide + 1e-30), wide + 1)
     log_p = torch.log(s / s.sum(-1, keepdim=True))

@@ -1,5 +1,5 @@
-"""One training step, one evaluation and one batch in the published form: optimizers in loops over parameters, metrics
-read at each step, batches put together group by group."""
+"""The published training step, evaluation and batching: optimizers that loop over parameters, metrics read at each
+step, batches assembled group by group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.recursive_reasoning.step_benchmark.literal import Batch, Carry, Liter
 
 
 class AdamATan2:
-    """imoneoi's adam-atan2 0.0.3 in plain torch, one parameter after the other."""
+    """imoneoi's adam-atan2 0.0.3 in plain torch, one parameter at a time."""
 
     def __init__(self, params: Sequence[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         self.params, self.lr, self.betas, self.weight_decay = params, lr, betas, weight_decay
@@ -23,11 +23,11 @@ class AdamATan2:
         self.count = 0
 
     def step(self) -> None:
-        """On CUDA the package updates all parameters in one kernel: the nearest of plain torch is a few for all."""
-        (self.step_together if self.params[0].is_cuda else self.step_apart)()
+        """On CUDA the package updates all parameters in one kernel; the closest in plain torch are foreach kernels."""
+        (self.step_foreach if self.params[0].is_cuda else self.step_loop)()
 
     @torch.no_grad()
-    def step_apart(self) -> None:
+    def step_loop(self) -> None:
         self.count += 1
         (beta1, beta2), lr = self.betas, self.lr
         for param, (mean, square) in zip(self.params, self.moments, strict=True):
@@ -41,7 +41,7 @@ class AdamATan2:
             param.grad = None
 
     @torch.no_grad()
-    def step_together(self) -> None:
+    def step_foreach(self) -> None:
         self.count += 1
         (beta1, beta2), lr = self.betas, self.lr
         used = [(p, p.grad, *pair) for p, pair in zip(self.params, self.moments, strict=True) if p.grad is not None]
@@ -59,7 +59,7 @@ class AdamATan2:
 
 @torch.no_grad()
 def sign_sgd(table: Any, lr: float, weight_decay: float) -> None:
-    """The rows of the batch: gradients of equal identifiers are summed, then w <- w (1 - lr wd) - lr sign(sum)."""
+    """Update the batch's rows: sum the gradients of equal identifiers, then w <- w (1 - lr wd) - lr sign(sum)."""
     if (grad := table.local.grad) is None:
         return
     ids, inverse = table.ids.long().unique(return_inverse=True)
@@ -70,11 +70,11 @@ def sign_sgd(table: Any, lr: float, weight_decay: float) -> None:
 
 
 class Training:
-    """The published loop around a `Literal`: `step(batch)` and `evaluate(batch)`, metrics as numbers."""
+    """The published training loop around a `Literal`; `step` and `evaluate` return metrics as floats."""
 
     def __init__(self, model: Literal, rows: int, config: Any, *, compiled: bool = False) -> None:
-        """`config`: learning rates, decays and the rate of the average, by the names of pretrain.py's keys. `compiled`:
-        under torch.compile as a whole, loss included, as the published script has it."""
+        """`config`: learning rates, decays and EMA rate, by the names of pretrain.py's keys. `compiled`: torch.compile
+        the whole model, loss included, as the published script does."""
         self.model, self.rows, self.config = model, rows, config
         self.forward: Any = torch.compile(model, backend=compiling.BACKEND) if compiled else model
         params = [*model.parameters()]
@@ -83,7 +83,7 @@ class Training:
         self.carry: Carry | None = None
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One ACT step of every row, an update of everything, and the metrics on the host."""
+        """One ACT step of every row, one optimizer step, and the metrics on the host."""
         model, config = self.model.train(), self.config
         carry = model.initial_carry(batch) if self.carry is None else self.carry
         self.carry, loss, metrics = self.forward(carry, batch)
@@ -99,7 +99,7 @@ class Training:
 
     @torch.inference_mode()
     def evaluate(self, batch: Batch) -> dict[str, float]:
-        """A whole episode; loss and metrics are made at each of its steps, those of the last one are returned."""
+        """Run a whole episode; loss and metrics are computed at each ACT step, those of the last one returned."""
         model = self.model.eval()
         carry, metrics = model.initial_carry(batch), dict[str, Tensor]()
         while True:
@@ -118,7 +118,7 @@ def _read(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def batches(split: Any, seed: int, iteration: int, epochs: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """The training batches of one iteration: a group, one of its puzzles, its examples, until the batch is full."""
+    """The training batches of one iteration: draw a group, one of its puzzles, its examples, until a batch is full."""
     rng, choice = np.random.Generator(np.random.Philox(seed=seed + iteration)), np.random.RandomState(seed)
     groups = len(split.group_indices) - 1
     order = np.concatenate([rng.permutation(groups) for _ in range(epochs)])

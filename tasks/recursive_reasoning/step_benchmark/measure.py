@@ -1,7 +1,7 @@
-"""Ours beside the published form, in turns in one process, CPU time: training steps, evaluations, batches.
+"""Time our training steps, evaluations and batches against the published form: CPU time, alternating in one process.
 
-A machine that others use drifts within seconds, so both sides of a pair are neighbours, the one that goes first changes
-from pair to pair, and what counts is the ratio of the two.
+A shared machine drifts within seconds, so the two sides of a pair run back to back, the order alternates from pair to
+pair, and the result is the ratio of the two.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tasks.recursive_reasoning.step_benchmark.literal import Batch, Literal
 from tasks.recursive_reasoning.step_benchmark.literal_training import Training, batches
 from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
-WORDS, EPISODE = 11, 2
-"""Words of the made-up puzzles; ACT steps of an evaluation (published: 16, eight times the time on both sides)."""
+VOCAB, EPISODE = 11, 2
+"""Vocabulary size of the random puzzles; ACT steps of an evaluation (published: 16, eight times the time for both)."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One shape of one model; `train` and `evaluate` are timed apart, each over so many calls."""
+    """One shape of one model; `train` and `evaluate`: how many calls of each are timed together."""
 
     name: str
     arch: dict[str, Any]
@@ -80,7 +80,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class SamplerCase:
-    """A data set of `groups` x `puzzles` x `examples`, read in batches of `rows` for `epochs` passes."""
+    """A data set of `groups` x `puzzles` x `examples`, sampled in batches of `rows` for `epochs` epochs."""
 
     name: str
     groups: int
@@ -90,7 +90,7 @@ class SamplerCase:
     rows: int
     epochs: int
     wide: bool = False
-    """Whether ours are made int32 on the host too, as the published ones are, not after they were sent."""
+    """Whether ours are converted to int32 on the host too, like the published ones, and not on the device."""
 
 
 SAMPLERS = (
@@ -102,7 +102,7 @@ SAMPLERS = (
 
 @dataclass
 class Row:
-    """What one line of the table is made of: milliseconds of each call, pair by pair."""
+    """The measurements of one line of the table: milliseconds per call, for each pair."""
 
     name: str
     ours_ms: list[float] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """literal / ours: above 1 ours is faster."""
+        """Published over ours: above 1, ours is faster."""
         return [theirs / own for own, theirs in zip(self.ours_ms, self.literal_ms, strict=True)]
 
     def figures(self) -> dict[str, Any]:
@@ -128,11 +128,11 @@ class Row:
 
 
 Work = Callable[[int], Any]
-"""Does something so many times."""
+"""Runs the timed work this many times."""
 
 
 def in_turns(name: str, ours: Work, literal: Work, calls: int, pairs: int) -> Row:
-    """Time `calls` of both `pairs` times, after one pair that warms up."""
+    """Time `calls` calls of each side, `pairs` times, after one warm-up pair."""
 
     def timed(work: Work) -> float:
         began = time.process_time()
@@ -149,7 +149,7 @@ def in_turns(name: str, ours: Work, literal: Work, calls: int, pairs: int) -> Ro
 
 
 class Pair:
-    """Our trainer and the published loop on the same made-up data, beginning with the same weights."""
+    """Our trainer and the published loop on the same random data, starting from the same weights."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         rows = case.rows
@@ -157,7 +157,7 @@ class Pair:
         write_dataset(
             folder / "puzzles",
             splits,
-            vocab_size=WORDS,
+            vocab_size=VOCAB,
             seq_len=case.tokens,
             card={"name": "puzzles"},
             identifiers=[f"p{number}" for number in range(4 * rows + 1)],
@@ -190,15 +190,15 @@ class Pair:
         return _tensors(widened(self.task._offered(step, 0, self.task.global_rows)))
 
     def ours(self, steps: int) -> dict[str, Any]:
-        """Training steps as the trainer takes them, batches included, and the means that a log line has."""
+        """Run the trainer's own training steps, batches included; returns the means of a log line."""
         for _ in range(steps):
             self.trainer.step += 1
             self.trainer._train_step()
         return LogLine(self.trainer.step, dict(self.trainer.window.flush())).values()
 
     def rows(self, case: Case, pairs: int, only: str) -> Iterator[Row]:
-        """The lines of this case whose name contains `only`."""
-        batch = self.offered(1)  # ready-made: public code puts batches together in its own process
+        """Measure the lines of this case whose name contains `only`."""
+        batch = self.offered(1)  # prepared in advance: the public code assembles batches in a separate process
 
         def evaluate(calls: int) -> None:
             for _ in range(calls):
@@ -220,12 +220,12 @@ class Pair:
 
 
 def sampling(case: SamplerCase, folder: Path, pairs: int) -> Row:
-    """All batches of one iteration, planning included; milliseconds a batch."""
+    """Time all batches of one iteration, planning included; milliseconds per batch."""
     count = case.groups * case.puzzles
     write_dataset(
         folder,
         dict.fromkeys(("train", "test"), random_puzzles(case.groups, case.puzzles, case.examples, case.tokens)),
-        vocab_size=WORDS,
+        vocab_size=VOCAB,
         seq_len=case.tokens,
         card={"name": "puzzles"},
         identifiers=[f"p{number}" for number in range(count + 1)],
@@ -255,10 +255,10 @@ def _tensors(arrays: dict[str, np.ndarray]) -> Batch:
     return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
-def random_puzzles(groups: int, puzzles: int, examples: int, tokens: int, words: int = WORDS) -> SplitArrays:
-    """Random tokens; each puzzle has an identifier of its own."""
+def random_puzzles(groups: int, puzzles: int, examples: int, tokens: int, vocab_size: int = VOCAB) -> SplitArrays:
+    """Puzzles of random tokens, each with its own identifier."""
     count = groups * puzzles
-    inputs, labels = np.random.default_rng(0).integers(1, words, (2, count * examples, tokens)).astype(np.uint8)
+    inputs, labels = np.random.default_rng(0).integers(1, vocab_size, (2, count * examples, tokens)).astype(np.uint8)
     return SplitArrays(
         inputs,
         labels,
@@ -269,12 +269,12 @@ def random_puzzles(groups: int, puzzles: int, examples: int, tokens: int, words:
 
 
 def names() -> list[str]:
-    """Of all lines of the table."""
+    """The names of all lines of the table."""
     return [line for case in CASES for line in case.lines] + [case.name for case in SAMPLERS]
 
 
 def all_rows(only: str, pairs: int, folder: Path) -> Iterator[Row]:
-    """Every line whose name contains `only`, as it is measured. Files go into `folder`."""
+    """Measure every line whose name contains `only`, one at a time. Files go into `folder`."""
     for number, case in enumerate(CASES):
         if any(only in line for line in case.lines):
             yield from Pair(case, folder / str(number)).rows(case, pairs, only)
