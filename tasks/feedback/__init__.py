@@ -1,1 +1,1 @@
-"""Feedback models: a base language model for masked text, and hypernetworks that read and adapt it."""
+"""Feedback models: a masked language model as base, and hypernetworks that adapt it to the text they read."""

@@ -1,4 +1,4 @@
-"""Other names of the feedback scripts' keys: sections of a config file, documented flags, the published config.json."""
+"""Aliases of the feedback scripts' keys: sections of a config file, documented flags, the published config.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IN_TRAINING = (
         "fb_rec_run_name",
     ),
 )
-"""Keys that a config file has in its section `training`."""
+"""Keys of a config file's section `training`."""
 ALIASES = {
     **{f"training.{key}": key for key in IN_TRAINING},
     "training.dtype": "arch.forward_dtype",
@@ -64,7 +64,7 @@ FOREIGN_KEYS = {
     "limits what is evaluated",
     "eval.max_batches": "eval_max_examples counts the pieces of documents",
 }
-"""Keys of the published config.json, and of others like it, that nothing here does."""
+"""Keys of the published config.json, and of similar files, without a counterpart here."""
 DONE_ANYWAY: Mapping[str, tuple[Any, ...]] = {
     "datasets.*.config_name": ("main", "wikitext-2-raw-v1"),
     "datasets.*.max_seq_length": (4096,),
@@ -76,4 +76,4 @@ DONE_ANYWAY: Mapping[str, tuple[Any, ...]] = {
     "training.eval_save_multiple": (5,),  # no published script reads these two
     "training.save_multiple_eval_interval": (True, False),
 }
-"""The same with their published values, which a config file may have: they ask for what is done in any case."""
+"""Such keys with their published values, which a config file may contain: they describe the fixed behaviour here."""

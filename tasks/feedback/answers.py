@@ -1,7 +1,7 @@
-"""Documents continued by a model: answers to word problems, and the samples that an evaluation shows.
+"""Continuations of documents: answers to word problems, and the samples of an evaluation.
 
-A document's context is what stands before the last field of its data set's template (`Answer: `), else the first
-quarter of its tokens. The rest is filled in; its length is given, as in infilling.
+A document's context is the text before the last field of its data set's template (`Answer: `), else the first quarter
+of its tokens. The model fills in the rest, whose length is given, as in infilling.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from engine.distributed import all_reduce_sum, keyed_numpy
 from engine.task import Runtime
 from models.feedback.config import TextShape
 from tasks.feedback.generation import Filled, Predict, Sampling, fill
-from tasks.language_model.generation import until
+from tasks.language_model.generation import truncate
 
 CONTEXT = 0.25
 ROWS = 32
-"""Documents that are filled in at once."""
+"""Documents per batch."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A document with its end to be filled in."""
+    """A document whose end is to be filled in. Shapes: n tokens of context, m of the rest."""
 
     number: int
-    """Of the document in its split."""
+    """Index of the document in its split."""
     context: Tensor
     """int64 [n]"""
     rest: Tensor
@@ -42,7 +42,7 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The documents of a split whose ends a model fills in."""
+    """Fills in the ends of a split's documents."""
 
     documents: Documents
     tokenizer: Tokenizer
@@ -54,20 +54,20 @@ class Answers:
     def gaps(self, count: int | None, seed: int) -> list[Gap]:
         """At most `count` documents that fit into a block, drawn with `seed`: the same ones for every model."""
         order = keyed_numpy(seed, "feedback/answers").permutation(self.documents.count)
-        made: list[Gap] = []
+        gaps: list[Gap] = []
         for number in order.tolist():
-            if count is not None and len(made) >= count:
+            if count is not None and len(gaps) >= count:
                 break
             if (gap := self._gap(number)) is not None:
-                made.append(gap)
-        return made
+                gaps.append(gap)
+        return gaps
 
     def _gap(self, number: int) -> Gap | None:
         tokens = self.documents.document(number)
         if not 2 <= len(tokens) < self.documents.block_size:
             return None
-        if mark := mark_of(self.template):
-            before, separator, _ = self.tokenizer.decode(tokens).partition(mark)
+        if marker := answer_marker(self.template):
+            before, separator, _ = self.tokenizer.decode(tokens).partition(marker)
             cut = len(self.tokenizer.encode(before + separator))
         else:
             cut = math.ceil(CONTEXT * len(tokens))
@@ -76,27 +76,27 @@ class Answers:
         return Gap(number, whole[:cut], torch.cat((whole[cut:], end)))
 
     def fill(self, predict: Predict, gaps: Sequence[Gap], device: torch.device) -> tuple[list[str], list[Filled]]:
-        """What the model writes behind each context; and how each row was filled."""
+        """(the model's continuation of each context, how each row was filled)."""
         texts: list[str] = []
-        rows_made: list[Filled] = []
+        filled_rows: list[Filled] = []
         for first in range(0, len(gaps), ROWS):
-            some = gaps[first : first + ROWS]
-            rows = [torch.cat((gap.context, torch.full_like(gap.rest, self.shape.mask_id))) for gap in some]
+            chunk = gaps[first : first + ROWS]
+            rows = [torch.cat((gap.context, torch.full_like(gap.rest, self.shape.mask_id))) for gap in chunk]
             tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.shape.pad_id)
-            numbers = [gap.number for gap in some]
-            made = fill(predict, tokens.to(device), self.shape, self.sampling, numbers=numbers, causal=self.causal)
-            rows_made += map(made.row, range(len(some)))
-            for row, gap in zip(made.tokens.cpu(), some, strict=True):
+            numbers = [gap.number for gap in chunk]
+            filled = fill(predict, tokens.to(device), self.shape, self.sampling, numbers=numbers, causal=self.causal)
+            filled_rows += map(filled.row, range(len(chunk)))
+            for row, gap in zip(filled.tokens.cpu(), chunk, strict=True):
                 low = len(gap.context)
-                texts.append(self.text(until(row[low : low + len(gap.rest)], self.documents.stream.meta.eot)))
-        return texts, rows_made
+                texts.append(self.text(truncate(row[low : low + len(gap.rest)], self.documents.stream.meta.eot)))
+        return texts, filled_rows
 
     def text(self, tokens: Tensor) -> str:
-        """Tokens as text, without the end of the document."""
+        """Decode tokens, without end-of-document tokens."""
         end = self.documents.stream.meta.eot
         return self.tokenizer.decode([token for token in tokens.tolist() if token != end])
 
-    def judge(
+    def score(
         self,
         evaluators: Sequence[Any],
         predict: Predict,
@@ -106,21 +106,21 @@ class Answers:
         seed: int,
         passes: Callable[[Filled], int],
     ) -> dict[str, float | None]:
-        """What `evaluators` make of the answers, and `answer_nfe`, the mean number of `passes` for an answer; the
-        documents are shared among the ranks."""
+        """The metrics of `evaluators` on the answers, and `answer_nfe`, the mean number of forward `passes` per answer;
+        each rank answers its share of the documents."""
         gaps = self.gaps(count, seed)[runtime.rank :: runtime.world_size]
-        made, rows = self.fill(predict, gaps, runtime.device)
+        answers, rows = self.fill(predict, gaps, runtime.device)
         results: dict[str, float | None] = {}
         for evaluator in evaluators:
             evaluator.begin()
-            evaluator.update({"texts": [self.text(gap.rest) for gap in gaps]}, None, made, len(gaps))
+            evaluator.update({"texts": [self.text(gap.rest) for gap in gaps]}, None, answers, len(gaps))
             results |= evaluator.result()
         spent = torch.tensor([sum(map(passes, rows)), len(rows)], dtype=torch.float32)
         total, count = all_reduce_sum(spent).tolist()
         return {**results, "answer_nfe": total / count if count else None}
 
 
-def mark_of(template: str) -> str:
-    """The text before the last field of a template, from the field before it on; "" where it has fewer than two."""
+def answer_marker(template: str) -> str:
+    """The text between the last two fields of a template; "" if it has fewer than two fields."""
     fields = list(FIELD.finditer(template))
     return template[fields[-2].end() : fields[-1].start()] if len(fields) > 1 else ""

@@ -1,8 +1,8 @@
 """Every key of the feedback scripts, with type, default and meaning: the schema of `config/cfg_feed*.yaml`.
 
-Sizes, lengths and rates are the published setting's by default; what else differs is said. The sections of a config
-file (`datasets`, `model`, `diffusion`, `training`) stand for the same keys, see aliases.py. An epoch is one pass over
-the training documents.
+Sizes, lengths and rates default to the published ones; other differences are noted at the key. The sections of a config
+file (`datasets`, `model`, `diffusion`, `training`) map to the same keys, see aliases.py. An epoch is one pass over the
+training documents.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tasks.feedback.aliases import DONE_ANYWAY, FOREIGN_KEYS
 
 INDOMAIN_KEYS = ("indomain_checkpoint_dir", "indomain_checkpoint_name")
 MOST_LEVELS = 4096
-"""Of eval_t_grid: more than most texts have tokens."""
+"""Limit of eval_t_grid: more than most texts have tokens."""
 EPOCHS = 100
-"""Passes over a data set that `epochs` does not name."""
+"""Default number of epochs for a data set that `epochs` does not list."""
 NOT_IDENTITY = {
     **RUN_NOT_IDENTITY,
     "save_epoch_interval": "launch: what to keep",
@@ -63,7 +63,7 @@ class DatasetConfig:
 
     @property
     def folder(self) -> str:
-        """Where its token files lie."""
+        """The folder of its token files."""
         return self.path or f"data/{self.name}_{self.tokenizer_name}"
 
 
@@ -175,14 +175,14 @@ class FeedforwardConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.grad_clip == 0:
             self.grad_clip = None
-        self.enable_csv = False  # its file would be replaced by the report's of the same name
+        self.enable_csv = False  # the report writes a file of the same name
         self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
         super().__post_init__()
         for key in ("ff_run_name", "fb_run_name", "fb_rec_run_name"):
             if not (name := getattr(self, key)).strip() or not is_folder_name(name):
                 raise ValueError(f"{key}={name[:40]!r}: expected what begins a folder's name; a path is out_dir's")
-        finds_a_run = self.resume == "true" and not self.datasets  # its own data sets are read with it
-        if self.active_dataset not in self.datasets and not finds_a_run:
+        resumes = self.resume == "true" and not self.datasets  # the resumed run brings its own datasets
+        if self.active_dataset not in self.datasets and not resumes:
             known = ", ".join(self.datasets) or "none"
             if not self.active_dataset:
                 raise ValueError(f"active_dataset is required and has no value: choose a key of datasets, {known}")
@@ -207,7 +207,7 @@ class FeedforwardConfig(RunConfig):
 
     @property
     def dataset(self) -> DatasetConfig:
-        """The active one."""
+        """The entry of the active data set."""
         return self.datasets[self.active_dataset]
 
     @property
@@ -218,7 +218,7 @@ class FeedforwardConfig(RunConfig):
 
     @property
     def decay(self) -> Decay:
-        """The curve of the learning rate after the warm-up."""
+        """The decay of the learning rate after the warm-up."""
         return Decay(name="cosine" if self.decay_lr else "none")
 
 

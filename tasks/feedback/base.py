@@ -1,6 +1,6 @@
-"""The frozen base of an adapter: a checkpoint of feedforward_train.py, known by the sha256 of its weights.
+"""The frozen base of an adapter: a checkpoint of feedforward_train.py, identified by the sha256 of its weights.
 
-It is referenced, not copied: a run of an adapter stores path and sha256, and is refused on another base.
+The base is referenced, not copied: an adapter's run stores path and sha256, and refuses any other base.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tasks.feedback.runs import BASE_KEYS, base_checkpoint
 RAW, AVERAGED = "model.safetensors", "ema.safetensors"
 
 
-def text_shape(words: int) -> TextShape:
-    """MASK and PAD are the two numbers behind the tokenizer's."""
-    return TextShape(words=words, mask_id=words, pad_id=words + 1)
+def text_shape(vocab_size: int) -> TextShape:
+    """The shape of a text model: MASK and PAD are the two ids after the tokenizer's `vocab_size`."""
+    return TextShape(words=vocab_size, mask_id=vocab_size, pad_id=vocab_size + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +42,27 @@ class FrozenBase:
 
     model: BaseLM
     named: Path
-    """What the config names: `path`, or a link to it."""
+    """The path in the config: `path`, or a link to it."""
     path: Path
     hashes: Mapping[str, str]
-    """Those of its weights, by `weight_hashes`."""
+    """From `weight_hashes`."""
     step: int
     dataset: str
-    """What it was trained on."""
+    """The data set it was trained on."""
 
     @property
     def sha256(self) -> str:
-        """Of the weights in use."""
-        return self.hashes[in_use(self.hashes)]
+        """Hash of the weights in use."""
+        return self.hashes[used_file(self.hashes)]
 
     def reference(self) -> dict[str, str]:
-        """What a checkpoint of its adapter keeps of it."""
-        return {"path": str(self.path), "file": in_use(self.hashes), "sha256": self.sha256}
+        """The reference to this base that an adapter's checkpoint stores."""
+        return {"path": str(self.path), "file": used_file(self.hashes), "sha256": self.sha256}
 
     def trained_on(self, stored: Mapping[str, Any]) -> FrozenBase:
-        """The base that `stored` refers to: this one, or what its link stood for, whose weights then replace those of
-        `model`. Raises: UsageError as `require_same`."""
-        path = base_of(self.named, self.hashes, stored)
+        """The base that the reference `stored` identifies: this one, or the earlier target of its link, whose weights
+        are then loaded into `model`. Raises: UsageError as `require_same`."""
+        path = resolve_base(self.named, self.hashes, stored)
         if path == self.named:
             return self
         checkpoint = find_checkpoint(path, checksums=True)
@@ -77,71 +77,73 @@ class FrozenBase:
 
 
 def weight_hashes(checkpoint: Path) -> dict[str, str]:
-    """File name -> sha256 of the trained weights in the folder of a base, and of the averaged ones where it has any."""
+    """File name -> sha256 of the raw weights in a base's checkpoint, and of the averaged ones if it has any."""
     return {name: sha256_file(checkpoint / name) for name in (RAW, AVERAGED) if (checkpoint / name).exists()}
 
 
-def in_use(hashes: Mapping[str, str]) -> str:
-    """The file that a base's weights are of: the averaged ones, where there are any."""
+def used_file(hashes: Mapping[str, str]) -> str:
+    """The file that a base's weights are loaded from: the averaged ones if there are any."""
     return AVERAGED if AVERAGED in hashes else RAW
 
 
-def fits(hashes: Mapping[str, str], stored: Mapping[str, Any]) -> bool:
-    """Whether weights of these `hashes` are those of the reference `stored`."""
+def matches(hashes: Mapping[str, str], stored: Mapping[str, Any]) -> bool:
+    """Whether weights with these `hashes` are those of the reference `stored`."""
     file = stored.get("file")
-    # An earlier version stored no file, and the hash of the trained weights, whatever it had loaded.
-    return file in (None, in_use(hashes)) and hashes.get(file or RAW) == str(stored.get("sha256"))
+    # An earlier version stored no file, and always the hash of the raw weights.
+    return file in (None, used_file(hashes)) and hashes.get(file or RAW) == str(stored.get("sha256"))
 
 
 def require_same(path: Path, hashes: Mapping[str, str], stored: Mapping[str, Any], run: str = "this run") -> None:
-    """Raises: UsageError where an adapter of the base `stored` would be used on the one of these `hashes` in `path`."""
-    if fits(hashes, stored):
+    """Raise UsageError unless the base in `path`, with these `hashes`, is the one that `stored` refers to."""
+    if matches(hashes, stored):
         return
     sha256 = str(stored.get("sha256"))
-    where = where_it_lies(path, sha256)
+    where = location_hint(path, sha256)
     if not where and not os.path.exists(str(stored.get("path"))):
         where = (
             ", which no longer exists: restore it from a copy, or train again on a checkpoint that is kept (keep_every "
             "and save_epoch_interval of the base keep some)"
         )
+    own = hashes.get(used_file(hashes), "")
     raise UsageError(
-        f"ff_checkpoint_dir: {path} is another base (sha256 {hashes.get(in_use(hashes), '')[:12]}) than the one that "
-        f"{run} was trained on ({stored.get('path')}, sha256 {sha256[:12]}): that one is needed{where}"
+        f"ff_checkpoint_dir: {path} is another base (sha256 {own[:12]}) than the one that {run} was "
+        f"trained on ({stored.get('path')}, sha256 {sha256[:12]}): that one is needed{where}"
     )
 
 
-def base_of(named: Path, hashes: Mapping[str, str], stored: Mapping[str, Any], run: str = "this run") -> Path:
-    """The base that `stored` refers to, of a config that names `named`, whose weights have these `hashes`: `named`, or
-    where that is a link that has moved on, the checkpoint of the same base that it stood for.
+def resolve_base(named: Path, hashes: Mapping[str, str], stored: Mapping[str, Any], run: str = "this run") -> Path:
+    """The base that `stored` refers to: `named`, the path in the config with these `hashes`, or, if that is a link that
+    has moved on, the checkpoint that it pointed to.
 
     Raises: UsageError as `require_same`.
     """
     kept = named.resolve().parent / Path(str(stored.get("path"))).name
-    if not fits(hashes, stored) and is_moving(named) and kept.is_dir() and fits(weight_hashes(kept), stored):
+    if not matches(hashes, stored) and is_moving(named) and kept.is_dir() and matches(weight_hashes(kept), stored):
         return kept
     require_same(named, hashes, stored, run)
     return named
 
 
 def is_moving(link: Path) -> bool:
-    """Whether a run moves this link as it trains on: epoch_ckpt_<dataset>.pt to its newest checkpoint,
-    best_ckpt_<dataset>.pt to its best. Those of an epoch, with its number, stay."""
+    """Whether training moves this link: epoch_ckpt_<dataset>.pt points to the newest checkpoint,
+    best_ckpt_<dataset>.pt to the best. Links with the number of an epoch stay."""
     unnumbered = link.with_name(re.sub(r"_\d+\.pt$", ".pt", link.name))
     return link.is_symlink() and link.suffix == ".pt" and (unnumbered == link or not unnumbered.is_symlink())
 
 
-def own_base(checkpoint: Checkpoint, config: FeedbackConfig) -> dict[str, str]:
-    """The keys of the base that the adapter of `checkpoint`, with this `config`, was trained on; none where they are
-    those of the config. Raises: UsageError as `require_same`."""
+def base_overrides(checkpoint: Checkpoint, config: FeedbackConfig) -> dict[str, str]:
+    """Overrides of `config` that name the base on which the adapter of `checkpoint` was trained; empty if the config
+    names it. Raises: UsageError as `require_same`."""
     named = find_base(config)
     stored = checkpoint.state(rank=0, world_size=1)["task"]["base"]
-    path = base_of(named, weight_hashes(named), stored, str(checkpoint.path))
+    path = resolve_base(named, weight_hashes(named), stored, str(checkpoint.path))
     return {} if path == named else {"ff_checkpoint_dir": str(path.parent), "ff_checkpoint_name": path.name}
 
 
-def where_it_lies(path: Path, sha256: str) -> str:
-    """`, which is in FOLDER` for the end of an error, where weights of this hash are in another checkpoint of the run
-    of `path`, or in a run that was set aside from its place; else empty."""
+def location_hint(path: Path, sha256: str) -> str:
+    """`, which is in FOLDER`, for an error message, if weights with this hash are in another checkpoint of the run of
+    `path`, or in an earlier run that was moved aside; else "".
+    """
     run = path.resolve().parent.parent
     for folder in (run, *sorted(run.parent.glob(f"{glob.escape(run.name)}.*"))):
         for weights in sorted(folder.glob("checkpoints/step_*")):
@@ -151,13 +153,12 @@ def where_it_lies(path: Path, sha256: str) -> str:
 
 
 def find_base(config: FeedbackConfig) -> Path:
-    """The base's checkpoint. Raises: UsageError where it is not there."""
+    """The base's checkpoint. Raises: UsageError if it does not exist."""
     return base_checkpoint(config.ff_checkpoint_dir, config.ff_checkpoint_name, config.out_dir, config.active_dataset)
 
 
 def find_indomain(config: FeedbackConfig) -> Path | None:
-    """The checkpoint of the base to compare with; None where the config names none. Raises: UsageError where it is not
-    there."""
+    """The checkpoint of the in-domain base; None if the config names none. Raises: UsageError if it does not exist."""
     if config.indomain_checkpoint_dir is None:
         return None
     name = config.indomain_checkpoint_name or f"best_ckpt_{config.active_dataset}.pt"
@@ -166,14 +167,14 @@ def find_indomain(config: FeedbackConfig) -> Path | None:
 
 
 def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> FrozenBase:
-    """The base that `config` names, on the device, with its averaged weights where it keeps any; `data` is the
-    vocabulary of the text that its adapter reads.
+    """Load the base that `config` names, with its averaged weights if it keeps any; `data` is the vocabulary of the
+    text that the adapter reads.
 
-    Raises: UsageError: there is none, it was written by another script, it reads other tokens than those of the data,
-    or shorter texts than the data have.
+    Raises: UsageError if it does not exist, was written by another script, has another vocabulary than the data, or a
+    shorter block_size.
     """
     path = find_base(config)
-    base, _ = _loaded(path, BASE_KEYS[0], config, runtime, data)
+    base, _ = _load(path, BASE_KEYS[0], config, runtime, data)
     for key, value in config.model.items():
         own = getattr(base.model.config, key, value)
         if own != value:
@@ -188,8 +189,8 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
 
 
 def load_indomain(config: FeedbackConfig, runtime: Runtime, data: Vocabulary, objective: str) -> BaseLM | None:
-    """The base to compare with, trained on the active data set; None where the config names none. `objective` is that
-    of the adapted base: the losses of another one are not comparable.
+    """Load the in-domain base, trained on the active data set; None if the config names none. `objective` is the
+    adapted base's: losses of different objectives are not comparable.
 
     Raises: UsageError as `load_base`, and for a base of other data or of another objective.
     """
@@ -197,9 +198,9 @@ def load_indomain(config: FeedbackConfig, runtime: Runtime, data: Vocabulary, ob
     if path is None:
         return None
     key = INDOMAIN_KEYS[0]
-    # A model draws its weights before they are replaced; what is trained must not depend on what it is compared with.
+    # Creating a model draws random weights, and training must not depend on whether there is a base to compare with.
     with torch.random.fork_rng([runtime.device] if runtime.device.type == "cuda" else []):
-        base, stored = _loaded(path, key, config, runtime, data)
+        base, stored = _load(path, key, config, runtime, data)
     if base.dataset != config.active_dataset and stored.dataset.folder != config.dataset.folder:
         raise UsageError(
             f"{key}: {path} was trained on {base.dataset}, expected a base of active_dataset={config.active_dataset}"
@@ -214,19 +215,19 @@ def load_indomain(config: FeedbackConfig, runtime: Runtime, data: Vocabulary, ob
 
 
 def _facts(base: FrozenBase) -> str:
-    averaged = ", averaged weights" if in_use(base.hashes) == AVERAGED else ""
+    averaged = ", averaged weights" if used_file(base.hashes) == AVERAGED else ""
     return f"{base.path} (step {base.step}, trained on {base.dataset}{averaged}), sha256 {base.sha256[:12]}"
 
 
-def _loaded(
+def _load(
     path: Path, key: str, config: FeedbackConfig, runtime: Runtime, data: Vocabulary
 ) -> tuple[FrozenBase, FeedforwardConfig]:
-    """The base in `path`, which `key` of the config named, with its own config."""
+    """(the base in `path`, its own config); `key` of `config` named it."""
     checkpoint = find_checkpoint(path, checksums=True)
     if checkpoint.entry != FEEDFORWARD.entry:
         raise UsageError(f"{key}: {path} was written by {checkpoint.entry}.py, not by {FEEDFORWARD.entry}.py")
     stored: FeedforwardConfig = read_config(checkpoint, FeedforwardConfig, device=config.device)
-    shape = text_shape(require_tokens(checkpoint, data))
+    shape = text_shape(require_vocabulary(checkpoint, data))
     model, _ = FEEDFORWARD.create_model(stored, shape, runtime)
     load_weights(model, {**checkpoint.model, **(checkpoint.ema or {})}, strict=True)
     if config.dataset.block_size > model.config.block_size:
@@ -245,22 +246,22 @@ def _loaded(
     return base, stored
 
 
-def require_tokens(checkpoint: Checkpoint, data: Vocabulary) -> int:
-    """The number of words that the base of `checkpoint` reads, which are those of the vocabulary `data`.
+def require_vocabulary(checkpoint: Checkpoint, data: Vocabulary) -> int:
+    """The vocabulary size of the base of `checkpoint`, whose vocabulary must be `data`.
 
-    Raises: UsageError where they are not, naming both tokenizers.
+    Raises: UsageError if they differ, naming both tokenizers.
     """
     kept = read_vocabularies(checkpoint.path.resolve().parent.parent)
     if not kept:
         raise UsageError(f"{checkpoint.path}: its run keeps no vocabularies.json, so its tokens are unknown")
     if kept[0].state != data.state:
         raise UsageError(
-            f"the base {checkpoint.path} reads tokens of {_named(kept[0])}, the data are in tokens of {_named(data)}: "
-            "choose data with the base's tokenizer (datasets.NAME.tokenizer_name)"
+            f"the base {checkpoint.path} reads tokens of {_describe(kept[0])}, the data are in tokens of "
+            f"{_describe(data)}: choose data with the base's tokenizer (datasets.NAME.tokenizer_name)"
         )
     return kept[0].size
 
 
-def _named(vocabulary: Vocabulary) -> str:
+def _describe(vocabulary: Vocabulary) -> str:
     kind = vocabulary.state.get("type") if vocabulary.state else "unknown"
     return f"'{kind}' ({vocabulary.size}, {vocabulary.path})"

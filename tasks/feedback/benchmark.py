@@ -1,7 +1,7 @@
-"""Both forms of applying a low-rank change, timed side by side, and the memory that each takes.
+"""Compare the two forms of applying a low-rank delta (low-rank, dense) in time and memory.
 
-One changed linear layer, C to C numbers, of B rows of T positions at rank r; with training, forward and backward. On a
-CPU times are CPU seconds of this process, so that other processes on the machine count little.
+One linear layer of width C with a delta of rank r, on B rows of T positions; in training forward and backward. On a CPU
+times are CPU time of this process, so that other processes on the machine matter little.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from models.layers import CastedLinear
 
 GRID = {"rows": (1, 16), "length": (32, 128, 512), "width": (64, 256, 512), "rank": (1, 8, 64, 256)}
 MEMORY_AT = (16, 128, 512, 8)
-"""Rows, positions, width, rank at which the memory of both forms is compared."""
+"""(rows, positions, width, rank) at which memory is compared."""
 LEAST_S = 0.02
-"""A measurement repeats its work until it has taken about this long."""
+"""Shortest duration of a measurement, which repeats its work accordingly."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Timing:
 
     @property
     def excess(self) -> float:
-        """How much slower `auto` is than the better form: 0.1 is 10 %."""
+        """How much slower `auto`'s choice is than the faster form: 0.1 is 10 %."""
         best = min(self.lowrank_ms, self.dense_ms)
         return (self.lowrank_ms if self.auto == "lowrank" else self.dense_ms) / best - 1.0
 
     def as_row(self) -> dict[str, float | int | bool | str]:
-        """For a file of results."""
+        """The fields as a row of a result file."""
         return {**asdict(self), "excess": self.excess}
 
 
@@ -76,7 +76,7 @@ def _work(cell: _Cell, form: str, training: bool) -> None:
 
 
 def _timed(work: Callable[[], None], device: torch.device, times: int) -> float:
-    """Seconds for one call."""
+    """Mean seconds per call."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -91,7 +91,7 @@ def _timed(work: Callable[[], None], device: torch.device, times: int) -> float:
 def timings(
     device: torch.device, *, repeats: int = 5, grid: dict[str, Sequence[int]] | None = None
 ) -> Iterator[Timing]:
-    """Every cell of the grid, training and evaluation: the least time of `repeats` turns of each form."""
+    """Time every cell of the grid, training and evaluation: the shortest of `repeats` measurements of each form."""
     sizes = [*itertools.product(*(grid or GRID).values())]  # type: ignore[arg-type]
     for (rows, length, width, rank), training in itertools.product(sizes, (True, False)):
         cell = _cell(rows, length, width, rank, device, training)
@@ -108,9 +108,9 @@ def timings(
 
 
 def delta_memory(form: str, device: torch.device, sizes: tuple[int, int, int, int] = MEMORY_AT) -> int:
-    """Peak bytes of a training step of one changed layer, less those of the unchanged one.
+    """Peak bytes of a training step of a layer with a delta, minus those of the layer without one.
 
-    Raises: RuntimeError on a device whose allocations are not observed.
+    Raises: RuntimeError on a device whose allocations cannot be measured.
     """
     cell = _cell(*sizes, device, True)
 
@@ -121,7 +121,7 @@ def delta_memory(form: str, device: torch.device, sizes: tuple[int, int, int, in
 
 
 def _peak(work: Callable[[], None], device: torch.device) -> int:
-    """Most bytes allocated at one time during `work`, beyond those before it."""
+    """Peak bytes allocated during `work`, beyond those allocated before it."""
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

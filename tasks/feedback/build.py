@@ -1,4 +1,4 @@
-"""How a run of the feedback scripts is built: data, base, model, loss, task, and the plan that the trainer follows."""
+"""Build a run of the feedback scripts: data, base, model, loss, task, and the plan for the trainer."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tasks.feedback.report import FeedbackReport
 from tasks.feedback.task import FeedbackTask, param_groups
 
 CONTEXT = 0.5
-"""Share of a text that an adapter of an autoregressive base reads; it changes how the rest is predicted."""
+"""Share of a text that an adapter of an autoregressive base reads, to adapt how the rest is predicted."""
 
 
 def check(config: FeedforwardConfig) -> None:
-    """Names and keys of the architecture; base and data are there, or can be built; what to resume is named with
-    --resume only. Raises: UsageError."""
+    """Check architecture and evaluators, that base and data exist or can be built, and that a checkpoint to resume is
+    only named with --resume. Raises: UsageError."""
     _family(config).read_arch(config)
     create_evaluators(config.evaluators)
     require_text(config.dataset.folder, offline=config.offline)
@@ -48,7 +48,7 @@ def check(config: FeedforwardConfig) -> None:
 
 
 def create_model(config: FeedforwardConfig, shape: TextShape | AdapterShape, runtime: Runtime) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, on the device."""
+    """(model, loss head) of `config.arch`, on the device."""
     return building.create_model(_family(config).read_arch(config), shape, runtime)
 
 
@@ -59,7 +59,7 @@ def _family(config: FeedforwardConfig) -> Any:
 def build(
     config: FeedforwardConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
-    """Data, base, model, loss and task of one run, with the plan that the trainer follows."""
+    """Build data, base, model, loss and task of a run; returns the plan for the trainer."""
     entry, folder = config.dataset, Path(config.dataset.folder)
     card = open_data(config, folder)
     shape = text_shape(read_meta(folder).vocab_size)
@@ -71,7 +71,7 @@ def build(
             raise UsageError(f"{folder} trains on a single document, so none can be held back: add select_on=test")
         train, validation = train.hold_back(config.eval_seed)
     batches = DocumentBatches(train, seed=config.seed, batch_size=config.batch_size, pad=shape.pad_id)
-    evaluated = partial(
+    eval_documents = partial(
         EvalDocuments,
         seed=config.eval_seed,
         batch_size=config.batch_size,
@@ -107,7 +107,7 @@ def build(
         )
     frozen = base.model if base is not None else None
     predict, passes = predictor(model, frozen), partial(base_passes, model=model, base=frozen)
-    judge = None
+    score_answers = None
     if config.evaluators and answers is not None:
         count, seed = config.answer_examples, config.eval_seed
         if not answers.gaps(1, seed):
@@ -115,16 +115,16 @@ def build(
                 f"evaluators: none of the {test.count:,} held-out documents of {folder} fits in "
                 f"datasets.{config.active_dataset}.block_size={test.block_size}: raise it, or leave the evaluators out"
             )
-        judges = create_evaluators(config.evaluators)
-        judge = partial(answers.judge, judges, predict, runtime, count=count, seed=seed, passes=passes)
+        evaluators = create_evaluators(config.evaluators)
+        score_answers = partial(answers.score, evaluators, predict, runtime, count=count, seed=seed, passes=passes)
     task = FeedbackTask(
         model,
         loss_head,
         runtime=runtime,
         shape=shape,
         batches=batches,
-        test=evaluated(test),
-        validation=evaluated(validation) if validation is not None else None,
+        test=eval_documents(test),
+        validation=eval_documents(validation) if validation is not None else None,
         base=base,
         indomain=indomain,
         context=None if objective == "masked_diffusion" else CONTEXT if base is not None else 0.0,
@@ -136,7 +136,7 @@ def build(
         eval_seed=config.eval_seed,
         levels=config.eval_levels,
         repeats=config.eval_samples,
-        judge=judge,
+        score_answers=score_answers,
     )
     epoch = batches.steps_per_epoch
     steps = config.total_steps or epoch * config.epochs.get(config.active_dataset, EPOCHS)
@@ -181,7 +181,7 @@ def build(
 
 
 def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> None:
-    """Print how low-rank changes are applied to the matrices of the attention."""
+    """Print how the low-rank deltas are applied."""
     if isinstance(config, StaticLoraConfig):
         dtype = compute_dtype(base.forward_dtype, runtime.dtype)
         sides = base.sides(config.targets[0])
@@ -206,7 +206,7 @@ def _splits(task: FeedbackTask, folder: Path) -> dict[str, str]:
 
 
 def sampling_of(config: FeedforwardConfig) -> Sampling:
-    """How the text of a run's evaluations is filled in."""
+    """The sampling settings of a run's evaluations."""
     return Sampling(
         steps=config.generation_steps,
         temperature=config.temperature,
@@ -218,7 +218,7 @@ def sampling_of(config: FeedforwardConfig) -> Sampling:
 
 
 def open_data(config: FeedforwardConfig, folder: Path) -> dict[str, Any]:
-    """The card of the active data set; what is used is printed. Raises: UsageError for data that cannot be had."""
+    """Open the active data set and print it; returns its card. Raises: UsageError if it cannot be read or built."""
     if config.from_file and not folder.exists():
         raise UsageError(
             f"{folder} does not exist, and a run's config does not build data: "

@@ -1,4 +1,4 @@
-"""Feedback models, as the rest of the project knows them (no torch): the base and two kinds of hypernetwork."""
+"""The family records of feedback models (imports no torch): the base and two kinds of hypernetwork."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.feedback.runs import BASE_KEYS, rewriter
 
 
 def data_folders(config: Mapping[str, Any]) -> list[str]:
-    """The folder of data that a stored config names."""
+    """The data folder of a stored config."""
     datasets, name = config.get("datasets"), config.get("active_dataset")
     entry = datasets.get(name) if isinstance(datasets, Mapping) else None
     if not isinstance(entry, Mapping):

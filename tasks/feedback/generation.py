@@ -1,11 +1,11 @@
-"""Text from a model of masked text: unknown tokens are filled in over several steps, the surest ones of each row first.
+"""Sample from a masked language model: fill in MASK tokens over several steps, the most confident of each row first.
 
-    N unknown tokens of a row, S steps:  after step i at most floor(N cos(pi i / 2S)) are left     (schedule=cosine)
-                                                           floor(N (1 - i / S))                    (schedule=linear)
+    N masked tokens of a row, S steps:  after step i at most floor(N cos(pi i / 2S)) are left     (schedule=cosine)
+                                                          floor(N (1 - i / S))                    (schedule=linear)
 
-In the manner of LLaDA's low-confidence remasking (arXiv 2502.09992). Each row follows its own schedule and draws its
-own random numbers, so a row's text does not depend on the rows beside it. An autoregressive model fills one token a
-step, from left to right. The deltas of an adapter may be kept for several steps.
+As in LLaDA's low-confidence remasking (arXiv 2502.09992). Each row has its own schedule and random numbers, so its text
+does not depend on the other rows of the batch. An autoregressive model fills in one token per step, from left to right.
+The deltas of an adapter may be reused for several steps.
 Shapes: B rows, T positions, V rows of the token table.
 """
 
@@ -24,31 +24,31 @@ from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 
 LEAST_TEMPERATURE = 1e-6
-"""Below it the likeliest token is taken."""
+"""Below it, decoding is greedy."""
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
-"""(inputs [B, T] with MASK and PAD, real bool [B, T], whether deltas are made anew) -> logits [B, T, V], -inf where no
-token may be emitted. The first evaluation of a text makes them."""
+"""(inputs [B, T] with MASK and PAD, real bool [B, T], whether to recompute deltas) -> logits [B, T, V], -inf for tokens
+that may not be emitted. The first evaluation of a text must compute deltas."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How text is filled in; stored with every figure that is made from it."""
+    """Sampling settings; stored with every result that depends on them."""
 
     steps: int = 10
-    """Steps of each block, and so evaluations of the model."""
+    """Steps per block: each is one evaluation of the model."""
     temperature: float = 0.0
     """0: the most likely token."""
     block_length: int | None = None
-    """Blocks of so many unknown tokens are filled one after the other, from the left; None: all at once."""
+    """Fill in blocks of this many masked tokens, from left to right; None: all at once."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """How many tokens are left after each step."""
+    """How many tokens stay masked after each step."""
     feedback_every: int = 1
-    """Steps for which the deltas of an adapter are kept; 1: each makes its own."""
+    """Steps for which an adapter's deltas are reused; 1: each step computes its own."""
     seed: int = 0
-    """Of the random draws."""
+    """Seed of the random draws."""
 
     def left(self, count: int, step: int) -> int:
-        """Unknown tokens left of `count` after `step` (from 1) of a block."""
+        """How many of `count` masked tokens stay masked after `step` (1-based) of a block."""
         if self.schedule == "linear" or step >= self.steps:
             return count * max(0, self.steps - step) // self.steps
         return math.floor(count * math.cos(math.pi / 2 * step / self.steps))
@@ -56,27 +56,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Filled:
-    """What `fill` gives."""
+    """The result of `fill`."""
 
     tokens: Tensor
     """[B, T]"""
     counts: list[list[int]]
-    """Tokens that each evaluation of the model fixed, row by row."""
+    """Tokens that each evaluation of the model filled in, per row."""
     periods: list[int]
-    """With which deltas, by number: evaluations of one number share them."""
+    """Index of the deltas that each evaluation used: those with the same index share them."""
 
     @property
     def evaluations(self) -> int:
-        """Of the model: each is a forward pass of a base, and several of an adapted one, see `base_passes`."""
+        """Evaluations of the model: one forward pass each for a base, several for an adapter, see `base_passes`."""
         return len(self.counts)
 
     @property
     def renewals(self) -> int:
-        """Evaluations for which an adapter made its deltas."""
+        """Evaluations in which an adapter computed new deltas."""
         return len(set(self.periods))
 
     def row(self, number: int) -> Filled:
-        """One row with the evaluations that it took part in, which are those that it would have had alone."""
+        """One row with only the evaluations that filled in some of its tokens: those it would have had alone."""
         own = [place for place, counts in enumerate(self.counts) if counts[number]]
         counts = [[self.counts[place][number]] for place in own]
         return Filled(self.tokens[number : number + 1], counts, [self.periods[place] for place in own])
@@ -92,9 +92,9 @@ def fill(
     numbers: Sequence[int] | None = None,
     causal: bool = False,
 ) -> Filled:
-    """Replace every MASK in tokens int64 [B, T], padded on the right; all else stays as it is.
+    """Replace every MASK in tokens int64 [B, T], padded on the right; other tokens stay.
 
-    `numbers` are the rows' own, which key their random draws (default: 0, 1, ...).
+    `numbers`: one key per row for its random draws (default: 0, 1, ...).
     """
     tokens = tokens.clone()
     real = tokens != shape.pad_id
@@ -111,10 +111,10 @@ def fill(
             fixing = [max(0, count - keep) for count, keep in zip(masked.sum(-1).tolist(), left, strict=True)]
             if not any(fixing):
                 continue
-            # By the step, not by the evaluations so far: those that fix nothing of any row are left out.
+            # counted in steps, not evaluations: steps that fill in nothing are skipped
             period = (number * steps + step - 1) // sampling.feedback_every
             logits = predict(tokens, real, period not in periods[-1:]).float()
-            if causal:  # what stands at a place is what the place before it predicts
+            if causal:  # a token is predicted at the position before it
                 logits = torch.cat((logits[:, :1], logits[:, :-1]), 1)
             chosen, confidence = _candidates(logits, sampling, keys, f"{number}/{step}")
             order = confidence.masked_fill(~masked, -1.0).argsort(dim=-1, descending=True, stable=True)
@@ -127,7 +127,7 @@ def fill(
 
 
 def _blocks(unknown: Tensor, length: int | None) -> list[Tensor]:
-    """The unknown places [B, T] of each block: of every row its first `length` ones, the next, and so on."""
+    """A mask [B, T] for each block: the first `length` masked positions of every row, the next, and so on."""
     if length is None:
         return [unknown]
     place = unknown.cumsum(-1) - 1
@@ -136,7 +136,7 @@ def _blocks(unknown: Tensor, length: int | None) -> list[Tensor]:
 
 
 def _candidates(logits: Tensor, sampling: Sampling, keys: Sequence[int], step: str) -> tuple[Tensor, Tensor]:
-    """The token of each place [B, T], drawn by the Gumbel trick, and its probability at temperature 1."""
+    """(a token for each position [B, T], drawn with the Gumbel trick; its probability at temperature 1)."""
     scores = logits
     if sampling.temperature >= LEAST_TEMPERATURE:
         draws = [_uniform(logits.shape[1:], sampling.seed, f"{key}/{step}") for key in keys]
@@ -147,39 +147,40 @@ def _candidates(logits: Tensor, sampling: Sampling, keys: Sequence[int], step: s
 
 
 def _uniform(size: Sequence[int], seed: int, key: str) -> Tensor:
-    """Float64 [T, V] in (0, 1): row by row of positions, so that more padding changes none before it."""
+    """Float64 [T, V] in (0, 1), drawn position by position, so that padding does not change earlier ones."""
     draws = torch.rand(*size, generator=keyed_generator(seed, f"feedback/fill/{key}"), dtype=torch.float64)
     return draws.clamp(1e-300, 1 - 1e-16)
 
 
 def predictor(model: Any, base: Any | None = None) -> Predict:
-    """The logits of a base, or of the last pass of an adapter of `base`, both in evaluation mode.
+    """A function that returns the logits of a base, or of the last pass of an adapter of `base`; both must be in
+    evaluation mode.
 
-    An evaluation that makes no deltas is one pass of the base with those of the evaluation before.
+    Without recomputing deltas, an evaluation is one pass of the base with the previous deltas.
     """
-    kept: list[Any] = []
+    cache: list[Any] = []
 
-    def predict(inputs: Tensor, real: Tensor, anew: bool = True) -> Tensor:
+    def predict(inputs: Tensor, real: Tensor, recompute: bool = True) -> Tensor:
         if base is None:
             return model(inputs, real).logits()  # type: ignore[no-any-return]
-        if not anew:
-            return base(inputs, real, kept[-1]).logits()  # type: ignore[no-any-return]
-        # A causal base has never seen MASK; its adapter reads what is known, as in training.
+        if not recompute:
+            return base(inputs, real, cache[-1]).logits()  # type: ignore[no-any-return]
+        # A causal base has never seen MASK; its adapter only reads known tokens, as in training.
         readable = real & (inputs != base.shape.mask_id) if base.config.causal else real
-        output, delta = model.adapted(base, unscored(inputs, real, readable))
-        kept[:] = [delta]
+        output, delta = model.adapted(base, unscored_batch(inputs, real, readable))
+        cache[:] = [delta]
         return output.logits()  # type: ignore[no-any-return]
 
     return predict
 
 
-def base_passes(made: Filled, model: Any, base: Any | None = None) -> int:
-    """Forward passes of the base for a filled text: one for an evaluation with kept deltas, all of the adapter's for
-    one that makes them."""
-    return made.evaluations + (0 if base is None else made.renewals * (model.base_passes - 1))
+def base_passes(filled: Filled, model: Any, base: Any | None = None) -> int:
+    """Forward passes of the base for a filled text: one for an evaluation with reused deltas, all of the adapter's for
+    one that computes them."""
+    return filled.evaluations + (0 if base is None else filled.renewals * (model.base_passes - 1))
 
 
-def unscored(inputs: Tensor, real: Tensor, readable: Tensor) -> Batch:
-    """Rows of which nothing is scored, for an adapter that only reads them."""
+def unscored_batch(inputs: Tensor, real: Tensor, readable: Tensor) -> Batch:
+    """A batch without scored positions, for an adapter that only reads it."""
     ones = torch.ones(len(inputs), device=inputs.device)
     return Batch(inputs, torch.full_like(inputs, -100), real, readable, ones, real.sum(-1).float())

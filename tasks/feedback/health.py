@@ -1,6 +1,6 @@
-"""How large the changes of an adapter are, where they come from, and how much they differ from row to row.
+"""Diagnostics of an adapter's deltas: their size, how much of them depends on the input, how much they vary by row.
 
-B rows, L blocks.
+Shapes: B rows, L blocks.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from models.feedback.base import BaseLM
 from models.feedback.delta import LoraDelta
 
 SPECTRAL_ROWS = 4
-"""Rows of which singular values are taken."""
+"""Number of rows whose singular values are computed."""
 
 
 def health_of(delta: Any, adapter: Adapter, base: BaseLM) -> tuple[dict[str, float], str]:
-    """(`delta_health` and `delta_sources`; of low-rank changes the `layer_table`, else "")."""
+    """(`delta_health` and `delta_sources`; the `layer_table` of low-rank deltas, else "")."""
     layers = layer_health(delta, base) if isinstance(delta, LoraDelta) else None
     table = layer_table(layers, adapter.gates()) if layers is not None else ""
     return delta_health(delta, base, layers) | delta_sources(delta, adapter, base), table
@@ -32,7 +32,7 @@ def health_of(delta: Any, adapter: Adapter, base: BaseLM) -> tuple[dict[str, flo
 
 @dataclass(frozen=True)
 class LayerHealth:
-    """How large the changes of a batch are in one target of one block."""
+    """Size of a batch's deltas in one target of one block."""
 
     block: int
     target: str
@@ -41,18 +41,18 @@ class LayerHealth:
     spectral: float
     """The largest ‖ΔW‖₂ / ‖W‖₂ of the first rows."""
     stable_ranks: tuple[float, ...]
-    """‖ΔW‖²_F / ‖ΔW‖²₂ of the same rows, where there is a change."""
+    """‖ΔW‖²_F / ‖ΔW‖²₂ of the same rows, without zero deltas."""
 
 
 @torch.no_grad()
 def layer_health(delta: LoraDelta, base: BaseLM) -> list[LayerHealth]:
-    """Block by block; the targets in the order of the delta."""
+    """The `LayerHealth` of each target of each block, in the order of the delta."""
     ratios = delta.norms(base).mean(0)  # [L, targets]
-    some = delta.map(lambda part: part[:SPECTRAL_ROWS])
+    first = delta.map(lambda part: part[:SPECTRAL_ROWS])
     layers = []
     for block in range(delta.shape[1]):
         for number, target in enumerate(delta.factors):
-            change = some.dense(block, target)
+            change = first.dense(block, target)
             size = torch.linalg.matrix_norm(change, 2)
             spectral = float((size / torch.linalg.matrix_norm(base.linear(block, target), 2)).max())
             ranks = (change.square().sum((1, 2)) / size.square())[size > 0].tolist()
@@ -61,7 +61,7 @@ def layer_health(delta: LoraDelta, base: BaseLM) -> list[LayerHealth]:
 
 
 def layer_table(layers: Sequence[LayerHealth], gates: Tensor | None) -> str:
-    """A CSV of one line for each target of each block; `gates` [targets, L] of a gated readout."""
+    """CSV with one line per target and block; `gates` [targets, L] of a gated readout."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["block", "target", "ratio", "spectral", "stable_rank", *(["gate"] if gates is not None else [])])
@@ -75,11 +75,11 @@ def layer_table(layers: Sequence[LayerHealth], gates: Tensor | None) -> str:
 
 @torch.no_grad()
 def delta_health(delta: Any, base: BaseLM, layers: Sequence[LayerHealth] | None = None) -> dict[str, float]:
-    """How large the changes of a batch are, and how different from row to row; `layers` where they are known.
+    """Size of a batch's deltas and their variation between rows; `layers`: the result of `layer_health`, if known.
 
     `ratio_{target}` and `ratio_max`: ‖ΔW‖_F / ‖W‖_F, mean over rows and blocks, and the largest. `spectral`: the
     largest ‖ΔW‖₂ / ‖W‖₂ and `stable_rank`: the mean ‖ΔW‖²_F / ‖ΔW‖²₂, both over the first rows. `cosine`: mean cosine
-    of a row's changes with those of the row before it.
+    between a row's delta and the previous row's.
     """
     ratios = delta.norms(base)  # [B, L, targets]
     if not isinstance(delta, LoraDelta):
@@ -102,23 +102,23 @@ def delta_health(delta: Any, base: BaseLM, layers: Sequence[LayerHealth] | None 
 
 @torch.no_grad()
 def delta_sources(delta: Any, adapter: Adapter, base: BaseLM) -> dict[str, float]:
-    """Where the changes of a batch come from; nothing where all rows share one.
+    """How much of a batch's deltas depends on the input; empty if all rows share one delta.
 
-    `dynamic`: ‖ΔW - ΔW₀‖² / (‖ΔW - ΔW₀‖² + ‖ΔW₀‖²), mean over rows, with ΔW₀ of the input-independent part: 0 for a
-    static LoRA, 1 where there is no such part. `gate`: mean |γ| of a gated readout.
+    `dynamic`: ‖ΔW - ΔW₀‖² / (‖ΔW - ΔW₀‖² + ‖ΔW₀‖²), mean over rows, with the input-independent part ΔW₀: 0 for a
+    static LoRA, 1 without such a part. `gate`: mean |γ| of a gated readout.
     """
     if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
         return {}
     static = adapter.static_delta(base)
-    whole, kept = delta.squares().sum((1, 2)), static.squares().sum((1, 2))
-    moved = (whole - 2 * _inner(delta, static) + kept).clamp(min=0)
-    sources = {"dynamic": float((moved / (moved + kept).clamp(min=torch.finfo(moved.dtype).tiny)).mean())}
+    total, fixed = delta.squares().sum((1, 2)), static.squares().sum((1, 2))
+    dynamic = (total - 2 * _inner(delta, static) + fixed).clamp(min=0)
+    sources = {"dynamic": float((dynamic / (dynamic + fixed).clamp(min=torch.finfo(dynamic.dtype).tiny)).mean())}
     gates = adapter.gates()
     return sources if gates is None else {**sources, "gate": float(gates.abs().mean())}
 
 
 def _inner(one: LoraDelta, other: LoraDelta) -> Tensor:
-    """Σ_{blocks, targets} <ΔW, ΔW'> of each row, [B], from the factors."""
+    """Inner product Σ_{blocks, targets} <ΔW, ΔW'> of each row, [B], computed from the factors."""
     total: Tensor | None = None
     for target, (a, b) in one.factors.items():
         c, d = other.factors[target]

@@ -1,4 +1,4 @@
-"""A run of a feedback script loaded without its data: sampling needs only what is in the run, and the base."""
+"""Load a run of a feedback script without its data: sampling only needs the run and its base."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engine.run.load_run import find_checkpoint, read_config
 from models.feedback.adapter_config import AdapterShape
 from models.feedback.config import TextShape
 from tasks.feedback.args import FeedbackConfig
-from tasks.feedback.base import FrozenBase, load_base, own_base, text_shape
+from tasks.feedback.base import FrozenBase, base_overrides, load_base, text_shape
 from tasks.loading import home_of, pick_checkpoint
 
 
 @dataclass(kw_only=True)
 class FeedbackRun:
-    """A model in evaluation mode, its base where it is an adapter of one, and its tokenizer."""
+    """A model in evaluation mode, its base if it is an adapter, and its tokenizer."""
 
     model: Any
     base: FrozenBase | None
@@ -34,17 +34,17 @@ class FeedbackRun:
     tokenizer: Tokenizer
     step: int
     weights: str
-    """ema or raw: what was loaded."""
+    """ema or raw: the weights that were loaded."""
 
     @property
     def causal(self) -> bool:
-        """Whether it predicts the next token."""
-        reads: Any = self.model if self.base is None else self.base.model
-        return bool(reads.config.objective == "autoregressive")
+        """Whether the model predicts the next token."""
+        language_model: Any = self.model if self.base is None else self.base.model
+        return bool(language_model.config.objective == "autoregressive")
 
 
 def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) -> FeedbackRun:
-    """Raises: UsageError: no such checkpoint, no vocabulary beside it, another base than the one of its training."""
+    """Load a run's checkpoint. Raises: UsageError for no checkpoint, no vocabulary, or a base it was not trained on."""
     run = Path(os.path.abspath(run))
     with contextlib.chdir(home_of(run)):
         stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
@@ -55,10 +55,10 @@ def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) 
             raise UsageError(f"{stored.path}: its run keeps no vocabularies.json, so its tokens are unknown")
         runtime, shape, base = make_runtime(config), text_shape(kept[0].size), None
         if isinstance(config, FeedbackConfig):
-            own = read_config(stored, family.schema, device=device, overrides=own_base(stored, config))
+            own = read_config(stored, family.schema, device=device, overrides=base_overrides(stored, config))
             base = load_base(own, runtime, kept[0])
-        made = AdapterShape(base=base.model.config, text=shape) if base is not None else shape
-        model, _ = family.create_model(config, made, runtime)
+        full = AdapterShape(base=base.model.config, text=shape) if base is not None else shape
+        model, _ = family.create_model(config, full, runtime)
         averaged = stored.ema if weights == "ema" else None
         load_weights(model, {**stored.model, **(averaged or {})}, strict=True)
         model.eval()

@@ -1,7 +1,7 @@
-"""What an evaluation measures beside the loss: every pass, controls, paired differences.
+"""Metrics of an evaluation besides the loss: the NLL of every pass, controls, paired differences.
 
-Figures are (sum, count) pairs to be added over batches and ranks; `finish` makes the derived ones. NLL is the loss in
-nats per token. B rows.
+Metrics are (sum, count) pairs to be added over batches and ranks; `finish` computes the derived ones. NLL is the loss
+in nats per token. Shapes: B rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.feedback.batch import BaseOutput, Batch, FeedbackOutput
 from models.feedback.delta import LoraDelta
 
 BUCKETS = 5
-"""Equal parts of (0, 1] by the share of hidden tokens."""
+"""Number of equal intervals of (0, 1] for the share of masked tokens."""
 
 _ALL = slice(None)
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -28,10 +28,10 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def measure(output: BaseOutput | FeedbackOutput, batch: Batch, head: MaskedDiffusionLoss) -> Pairs:
-    """`nll_pass{0..k}`, and `nll_t{0..4}` of the last pass by the share of hidden tokens.
+    """`nll_pass{0..k}`, and `nll_t{0..4}` of the last pass by the share of masked tokens.
 
-    For an adapted base also `base_accuracy` on hidden tokens, and `delta_nll` with `delta_nll_sq`: a row's mean NLL
-    less that of the base, and its square, over the rows with text.
+    For an adapted base also `base_accuracy` on masked tokens, and `delta_nll` with `delta_nll_sq`: a row's mean NLL
+    minus the base's, and its square, over rows with text.
     """
     passes = (output,) if isinstance(output, BaseOutput) else output.passes
     rows = [head.rows(each, batch) for each in passes]
@@ -61,13 +61,12 @@ def controls(
     others: Tensor | None = None,
     rows: slice = _ALL,
 ) -> Pairs:
-    """NLL of some `rows` of the batch under other deltas than a row's own.
+    """NLL of `rows` of the batch with deltas other than their own.
 
-    `shuffled_nll`: that of row `others[i]` (int64 [B]; None: of the row before it); `mean_nll`: the batch's mean
-    factors; `static_nll`: the input-independent part; `zero_nll`: none, which is the base itself. `..._accuracy`
-    likewise.
+    `shuffled_nll`: the delta of row `others[i]` (int64 [B]; None: of the previous row); `mean_nll`: the batch's mean
+    factors; `static_nll`: the input-independent part; `zero_nll`: no delta, i.e. the base. `..._accuracy` likewise.
 
-    Shuffled and mean depend on which rows share a batch. Empty where all rows share one delta.
+    Shuffled and mean depend on which rows share a batch. Empty if all rows share one delta.
     """
     delta = output.deltas[-1] if output.deltas else None
     if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
@@ -80,19 +79,19 @@ def controls(
     }
     pairs: Pairs = {}
     for name, other in deltas.items():
-        made = base(batch.inputs, batch.real, other)
-        made, asked = replace(made, hidden=made.hidden[rows]), batch.rows(rows)
-        pairs[f"{name}_nll"] = (head.rows(made, asked).sum(), asked.count.sum())
-        pairs[f"{name}_accuracy"] = head.hits(made, asked)
+        full = base(batch.inputs, batch.real, other)
+        selected, scored = replace(full, hidden=full.hidden[rows]), batch.rows(rows)
+        pairs[f"{name}_nll"] = (head.rows(selected, scored).sum(), scored.count.sum())
+        pairs[f"{name}_accuracy"] = head.hits(selected, scored)
     return pairs
 
 
 def finish(means: Mapping[str, float | None], counts: Mapping[str, float]) -> dict[str, float | None]:
-    """The figures that follow from means and counts of all batches.
+    """The metrics derived from means and counts over all batches.
 
-    `delta_nll_se`: standard error of the paired difference. `input_dependence`: how much worse a row fares with another
-    row's delta; 0 means a costly static LoRA. `gap_closed`: (base - adapted) / (base - in-domain base), in losses under
-    the same masks; None where the in-domain base is no better than the base, so that there is no gap.
+    `delta_nll_se`: standard error of the paired difference. `input_dependence`: NLL with another row's delta minus that
+    with its own; at 0 the adapter is a costly static LoRA. `gap_closed`: (base - adapted) / (base - in-domain base), in
+    losses under the same masks; None if the in-domain base is no better than the base.
     """
     known = {name: value for name, value in means.items() if value is not None}
     derived: dict[str, float | None] = {}

@@ -1,8 +1,8 @@
-"""Which tokens are hidden: stratified times for training, a fixed grid of exact counts for evaluation.
+"""Masking noise: stratified times for training, a fixed grid of exact counts for evaluation.
 
-Every number is keyed by (seed, purpose, step) or by a row's number in its split, and drawn for block_size positions, so
-it depends neither on ranks and micro-batches nor on how far a batch is padded.
-Shapes: B rows of the global batch, b rows given, T positions of the batch, K = block_size positions.
+Random numbers are keyed by (seed, purpose, step) or by a row's number in its split, and drawn for block_size positions,
+so they do not depend on ranks, micro-batches or padding.
+Shapes: B rows of the global batch, b rows of the tensor, T positions of the batch, K = block_size positions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ LEVELS = tuple(level / 16 for level in range(1, 17))
 
 @dataclass(frozen=True)
 class Noise:
-    """rate [b] float32: share of tokens to hide; places [b, K] float32 in [0, 1): those below the rate are hidden.
+    """rate [b] float32: share of tokens to mask; places [b, K] float32 in [0, 1): positions below the rate are masked.
 
-    exact: the ceil(rate · length) positions of the smallest numbers are hidden instead.
+    exact: mask the ceil(rate · length) positions with the smallest numbers instead.
     """
 
     rate: Tensor
@@ -39,10 +39,10 @@ class Noise:
 
 
 def training_noise(seed: int, step: int, *, rows: int, block_size: int, eps: float, stratified: bool = True) -> Noise:
-    """Noise of the whole global batch of `rows` rows at `step`.
+    """Noise of the global batch of `rows` rows at `step`.
 
-    Stratified times are t_i = ((u + i) / B) mod 1 in random order (MDLM, arXiv 2406.07524): each B-th of [0, 1) has
-    one, which lowers the variance of the loss; else each is drawn by itself. p = (1 - eps) · t + eps.
+    Stratified times are t_i = ((u + i) / B) mod 1 in random order (MDLM, arXiv 2406.07524): one in each of B intervals
+    of [0, 1), which lowers the variance of the loss; else they are independent. p = (1 - eps) · t + eps.
     """
     generator = keyed_generator(seed, "feedback/noise", step)
     if stratified:
@@ -56,10 +56,9 @@ def training_noise(seed: int, step: int, *, rows: int, block_size: int, eps: flo
 def evaluation_noise(
     seed: int, numbers: Sequence[int], *, block_size: int, eps: float, levels: Sequence[float] = LEVELS, repeat: int = 0
 ) -> Noise:
-    """Noise of the rows of a split that have these `numbers`: the same in every evaluation of every model.
+    """Noise of a split's rows with these `numbers`: the same in every evaluation of every model.
 
-    Row i has the time levels[(i + repeat) mod n] of n, each in (0, 1], and the exact number of hidden tokens that
-    belongs to it.
+    Row i has the time levels[(i + repeat) mod n] of n, each in (0, 1], and the exact number of masked tokens for it.
     """
     times = [levels[(int(number) + repeat) % len(levels)] for number in numbers]
     places = [
@@ -72,9 +71,9 @@ def evaluation_noise(
 
 
 def hide(tokens: Tensor, shape: TextShape, noise: Noise) -> Batch:
-    """tokens int64 [b, T], padded on the right -> the batch of a masked-diffusion model, on the tokens' device.
+    """Mask tokens int64 [b, T], padded on the right, for a masked-diffusion model; the batch is on the tokens' device.
 
-    With exact counts the weight is length / hidden, so that the mean over all positions of a row is unbiased.
+    With exact counts the weight is length / masked, so that the mean over all positions of a row is unbiased.
     """
     tokens = tokens.long()
     real = tokens != shape.pad_id
@@ -99,10 +98,10 @@ def hide(tokens: Tensor, shape: TextShape, noise: Noise) -> Batch:
 
 
 def next_tokens(tokens: Tensor, shape: TextShape, context_fraction: float = 0.0) -> Batch:
-    """tokens int64 [b, T], padded on the right -> the batch of an autoregressive model.
+    """The batch of an autoregressive model from tokens int64 [b, T], padded on the right.
 
-    The first ceil(context_fraction · length) tokens may be read by a hypernetwork and are not scored; 0: all but the
-    first are scored.
+    A hypernetwork may read the first ceil(context_fraction · length) tokens, which are not scored; 0: all but the first
+    token are scored.
     """
     tokens = tokens.long()
     real = tokens != shape.pad_id

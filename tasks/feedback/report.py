@@ -1,6 +1,7 @@
-"""What a run writes beside its metrics after each evaluation: metrics.csv, log.txt, its vocabulary.
+"""The files that a run writes after each evaluation: metrics.csv, log.txt, samples, its vocabulary.
 
-Both files are written whole from the task's history, which is part of the checkpoint: a resumed run has no row twice.
+metrics.csv and log.txt are rewritten from the task's history, which is in the checkpoint, so that resuming never
+duplicates a row.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from tasks.feedback.task import FeedbackTask
 
 CSV, LOG = "metrics.csv", "log.txt"
 LOGGED = ("loss", "base_loss", "rel_change", "gap_closed", "masked_accuracy", "exact_match")
-"""The figures of each split that log.txt shows; metrics.jsonl has all."""
+"""The metrics of each split in log.txt; metrics.jsonl has all."""
 BASE_COLUMNS = ("type", "epoch", "loss", "lr", "step")
 ADAPTER_COLUMNS = ("type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step")
-"""The published columns, and the step. `loss` is the base's, `loss_lora` that with deltas."""
+"""The published columns, and the step. `loss` is the base's loss, `loss_lora` the loss with deltas."""
 
 
 class FeedbackReport:
-    """`report(evaluation)` -> file name -> text, to be kept in the run directory.
+    """Callable: evaluation -> {file name: text}, for files of the run directory.
 
     Args:
-        epoch: steps of one.
+        epoch: steps per epoch.
         rate: step -> learning rate.
     """
 
@@ -56,8 +57,8 @@ class FeedbackReport:
         return files
 
     def samples(self, answers: Answers) -> str:
-        """Documents of the test split: what is given, the true end, the base's, and that of the adapted base; how they
-        were filled in is in the first line."""
+        """Test documents: context, true end, the base's end and the adapted base's; the first line has the sampling
+        settings."""
         model, base, device = self.task.model, self.task.base, self.task.runtime.device
         gaps = answers.gaps(self.config.num_samples, self.config.eval_seed)
         plain, _ = answers.fill(predictor(model if base is None else base.model), gaps, device)
@@ -70,8 +71,8 @@ class FeedbackReport:
         return "\n".join(lines) + "\n"
 
     def table(self) -> str:
-        """A row `train` (means since the evaluation before) and a row `val` for each evaluation; a row `test` for one
-        that is also of the test split."""
+        """The text of metrics.csv: for each evaluation a row `train` (means since the previous one), a row `val`, and a
+        row `test` if it covers the test split too."""
         adapted = self.task.base is not None
         out = io.StringIO()
         writer = csv.DictWriter(out, ADAPTER_COLUMNS if adapted else BASE_COLUMNS, lineterminator="\n")
@@ -92,7 +93,7 @@ class FeedbackReport:
         return row
 
     def log(self) -> str:
-        """What is trained on what, then a line for each evaluation."""
+        """The text of log.txt: data, model and base, then a line for each evaluation."""
         config, task, stream = self.config, self.task, self.task.batches.documents.stream
         lines = [
             f"data set {config.active_dataset}: {self.folder}, tokenizer {stream.meta.tokenizer}, vocabulary "

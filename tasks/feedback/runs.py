@@ -1,6 +1,6 @@
-"""Runs by the names that the documented flags give them, found before anything is composed (no torch).
+"""Find runs by the names of the documented flags, before the config is composed (imports no torch).
 
-<out_dir>/<dataset>/<run name>_YYYY-MM-DD_HH-MM-SS/ is a run; `epoch_ckpt_<dataset>.pt` in it is a link to a checkpoint.
+<out_dir>/<dataset>/<run name>_YYYY-MM-DD_HH-MM-SS/ is a run; its `epoch_ckpt_<dataset>.pt` links to a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from engine.run.files import read_identity, read_json, read_yaml
 from tasks.feedback.args import FeedforwardConfig
 
 STAMP = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
-ASKED = ("checkpoint_dir", "checkpoint_name")
-OPEN = ("datasets.", "epochs.")
+RESUME_KEYS = ("checkpoint_dir", "checkpoint_name")
+OPEN_BLOCKS = ("datasets.", "epochs.")
+"""Blocks of a config that may have keys which no recipe declares."""
 BASE_KEYS = ("ff_checkpoint_dir", "ff_checkpoint_name")
-"""Required keys of a hypernetwork, which a run to be resumed has already."""
+"""Required keys of a hypernetwork; a resumed run has stored them."""
 
 
 def rewriter(entry: str, run_key: str, needs: tuple[str, ...] = ()) -> Rewrite:
-    """The words of a command in Hydra's style, with what `--resume True` means: see `resume_words`; `datasets.` and
-    `epochs.` may name a data set that no recipe has.
+    """A function that rewrites the overrides of a command: `--resume True` becomes the overrides of
+    `resume_overrides`, and keys of OPEN_BLOCKS may be new.
 
-    `run_key` is the key that begins the folder's name of the runs of the script `entry`; `needs` are required keys that
-    a stored run has already.
+    `run_key`: the key whose value is the prefix of run folders of the script `entry`; `needs`: required keys that a
+    resumed run has stored.
     """
     return partial(_rewrite, entry, run_key, needs)
 
@@ -38,31 +39,33 @@ def rewriter(entry: str, run_key: str, needs: tuple[str, ...] = ()) -> Rewrite:
 def _rewrite(
     entry: str, run_key: str, needs: tuple[str, ...], words: list[str], groups: Groups, typed: dict[str, str]
 ) -> list[str]:
-    words = [f"++{word}" if word.startswith(OPEN) else word for word in words]
-    given = {key.lstrip("+"): plain(value) for key, _, value in (word.partition("=") for word in words)}
-    if given.get("resume", "").lower() != "true" or "run_dir" in given or "active_dataset" not in given:
+    words = [f"++{word}" if word.startswith(OPEN_BLOCKS) else word for word in words]
+    overrides = {key.lstrip("+"): unquoted(value) for key, _, value in (word.partition("=") for word in words)}
+    if overrides.get("resume", "").lower() != "true" or "run_dir" in overrides or "active_dataset" not in overrides:
         return words
-    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in ASKED]
-    found = resume_words(entry, given, run_key, typed)
-    stored = {word.lstrip("+").partition("=")[0] for word in found}
-    if missing := [key for key in needs if key not in stored and key not in given]:
-        asked = given.get("checkpoint_dir")
-        place = Path(setting(given, "out_dir")) / given["active_dataset"]
-        where = place_of(asked, place) if asked else f"any {place / setting(given, run_key)}_*"
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in RESUME_KEYS]
+    resumed = resume_overrides(entry, overrides, run_key, typed)
+    stored = {word.lstrip("+").partition("=")[0] for word in resumed}
+    if missing := [key for key in needs if key not in stored and key not in overrides]:
+        name = overrides.get("checkpoint_dir")
+        folder = Path(setting(overrides, "out_dir")) / overrides["active_dataset"]
+        where = run_path(name, folder) if name else f"any {folder / setting(overrides, run_key)}_*"
         raise UsageError(f"nothing to resume: no run in {where}; a new one, without resume, needs {', '.join(missing)}")
-    return [*kept, *found]
+    return [*kept, *resumed]
 
 
-def resume_words(entry: str, given: dict[str, str], run_key: str, typed: dict[str, str]) -> list[str]:
-    """`run_dir=` and `resume_from=` for the run and the checkpoint that a command resumes, and its base; none where
-    there is no run, which the launch will report with the folder that it searched. Raises: UsageError for a run of
-    another script."""
-    place = Path(setting(given, "out_dir")) / given["active_dataset"]
-    if asked := given.get("checkpoint_dir"):
-        run = place_of(asked, place)
+def resume_overrides(entry: str, given: dict[str, str], run_key: str, typed: dict[str, str]) -> list[str]:
+    """`run_dir=` and `resume_from=` for the run and checkpoint that a command resumes, and the keys of its base; empty
+    if there is no run, which the launch reports with the folder that it searched. `given`: the command's overrides.
+
+    Raises: UsageError for a run of another script.
+    """
+    folder = Path(setting(given, "out_dir")) / given["active_dataset"]
+    if directory := given.get("checkpoint_dir"):
+        run = run_path(directory, folder)
         typed["run_dir"] = typed.get("checkpoint_dir", "checkpoint_dir")
     else:
-        runs = runs_of(place, setting(given, run_key))
+        runs = runs_of(folder, setting(given, run_key))
         if not runs:
             return []
         run = runs[-1]
@@ -75,14 +78,14 @@ def resume_words(entry: str, given: dict[str, str], run_key: str, typed: dict[st
     return words + [f"++{key}={quote(str(stored[key]))}" for key in BASE_KEYS if key in stored and key not in given]
 
 
-def place_of(name: str, place: Path) -> Path:
-    """A run by its bare name in the folder `place`, or by a path."""
+def run_path(name: str, folder: Path) -> Path:
+    """The path of a run given by its bare name in `folder`, or by a path."""
     path = user_path(name)
-    return place / name if "/" not in name.rstrip("/") and not path.exists() else path
+    return folder / name if "/" not in name.rstrip("/") and not path.exists() else path
 
 
 def checkpoint_in(run: Path, name: str, key: str) -> Path:
-    """The checkpoint `name` of a run, as `key` gives it: a link in it, a step_N below checkpoints/, or a path.
+    """The checkpoint `name`, the value of `key`: a link in the run, a step_N in its checkpoints/, or a path.
 
     Raises: UsageError that lists the choices.
     """
@@ -100,15 +103,15 @@ def checkpoint_in(run: Path, name: str, key: str) -> Path:
     raise UsageError(f"{key}={name}: {why}: {did_you_mean(name, known)}")
 
 
-def runs_of(place: Path, name: str) -> list[Path]:
+def runs_of(folder: Path, name: str) -> list[Path]:
     """The runs called `name` in a folder that have a checkpoint, oldest first by the time in their names."""
-    folders = place.glob(f"{name}_*") if place.is_dir() else ()
-    runs = [folder for folder in folders if re.fullmatch(re.escape(name) + STAMP, folder.name)]
-    return sorted(folder for folder in runs if (folder / "checkpoints" / "latest").exists())
+    folders = folder.glob(f"{name}_*") if folder.is_dir() else ()
+    runs = [run for run in folders if re.fullmatch(re.escape(name) + STAMP, run.name)]
+    return sorted(run for run in runs if (run / "checkpoints" / "latest").exists())
 
 
 def setting(given: dict[str, str], key: str) -> str:
-    """The value of a key for the place of runs: the command's, the config file's (training.KEY), else the default."""
+    """The value of a key that decides where runs are: the command's, the config file's (training.KEY), the default."""
     if key in given:
         return given[key]
     try:
@@ -119,20 +122,20 @@ def setting(given: dict[str, str], key: str) -> str:
     return value if isinstance(value, str) else str(getattr(FeedforwardConfig, key))
 
 
-def plain(value: str) -> str:
-    """A value of a command without its quotes."""
+def unquoted(value: str) -> str:
+    """A value of the command line without its quotes."""
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def base_checkpoint(
     directory: str, name: str, out_dir: str, dataset: str, *, keys: tuple[str, ...] = BASE_KEYS
 ) -> Path:
-    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` name, or other `keys`. A bare name is searched under
-    the active data set first, then under all: a base of another data set is the usual one.
+    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` (or other `keys`) name. A bare name is searched under
+    the active data set first, then under all, since a base is usually trained on another data set.
 
     Raises: UsageError that names the folders searched and the choices.
     """
-    run = place_of(directory, Path(out_dir) / dataset)
+    run = run_path(directory, Path(out_dir) / dataset)
     if not run.is_dir() and "/" not in directory:
         others = sorted(Path(out_dir).glob(f"*/{directory}"))
         run = others[0] if len(others) == 1 else run

@@ -1,4 +1,4 @@
-"""What verification has to know about feedback models: their tiny instances."""
+"""The verification of feedback models: tiny runs for probes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tasks.text_data import RULES, read_text_data, write_tokens
 from verification.data import DataPath
 from verification.spec import Settings, Verification, smaller, stated_steps
 
-WORDS, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
-"""Ten words and the end of a document."""
+VOCAB, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
+"""Vocabulary size (ten tokens and the end of a document), block size, tokens per split."""
 SIZES = {
     "n_layer": 2,
     "n_head": 2,
@@ -43,11 +43,11 @@ PINNED: Settings = {
     "offline": "error",
     "early_stop_patience": None,
 }
-"""What every tiny run has: size, length and place, nothing of how it learns."""
+"""Settings of every tiny run: sizes, length and paths, but nothing that changes how it learns."""
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
-    """Settings of a tiny run: the arch shrunk, the run short, the base of an adapter the one beside the data."""
+    """Settings of a tiny run: a small model, a short run, and for an adapter the base next to the data."""
     tiny = smaller(resolved, SIZES, PINNED, without=NOT_IDENTITY)
     tiny["datasets"] = {"tiny": {"name": "tiny", "path": str(data / "text"), "block_size": LENGTH}}
     if "ff_checkpoint_dir" in resolved:
@@ -56,13 +56,13 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
 
 
 def write_documents(root: Path, train: int = 0, test: int = 0) -> None:
-    """Short documents of random words, and an untrained base that reads them."""
-    write_tokens(folder := root / "text", TOKENS, WORDS, (train, test), eot=10)
+    """Write short documents of random tokens, and an untrained base with their vocabulary."""
+    write_tokens(folder := root / "text", TOKENS, VOCAB, (train, test), eot=10)
     _write_base(root / "base", folder)
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type gives none, or none that fits."""
+    """Alternative values for keys whose type gives no suitable one."""
     text, runs = data / "text", [data / f"base_{seed}" for seed in (1, 2)]
     for seed, run in enumerate(runs, start=1):
         if not run.exists():
@@ -93,7 +93,7 @@ def _write_base(run: Path, folder: Path, seed: int = 0, step: int = 1) -> None:
 
     torch.manual_seed(seed)
     sizes = {key: value for key, value in BASE_ARCH.items() if key not in ("name", "loss")}
-    model = BaseLM(BaseConfig(**sizes), text_shape(WORDS))  # type: ignore[arg-type]
+    model = BaseLM(BaseConfig(**sizes), text_shape(VOCAB))  # type: ignore[arg-type]
     run.mkdir()
     (run / FILE).write_text(to_text(vocabularies_of([folder])), encoding="utf-8")
     datasets = {"tiny": {"name": "tiny", "path": str(folder), "block_size": LENGTH}}
@@ -104,7 +104,7 @@ def _write_base(run: Path, folder: Path, seed: int = 0, step: int = 1) -> None:
 
 
 def full_shape(config: Any) -> Any:
-    """The byte tokenizer's; of an adapter with a base of the published size."""
+    """The shape for the byte tokenizer; for an adapter, with a base of the published size."""
     from models.feedback.adapter_config import AdapterShape
     from models.feedback.config import BaseConfig
     from tasks.feedback.base import text_shape
@@ -113,16 +113,16 @@ def full_shape(config: Any) -> Any:
 
 
 def data(config: Mapping[str, Any], folder: Path, local: bool) -> list[DataPath]:
-    """The data set that a config chooses."""
+    """The active data set of a config."""
     stand_ins = config.get("offline") != "error"
     return [read_text_data(path, "active_dataset", folder, local, stand_ins) for path in data_folders(config)]
 
 
 def others(batch: Any) -> tuple[Any, Any]:
-    """A micro-batch with other hidden tokens, and with other visible ones."""
+    """Two variants of a micro-batch: one with other masked tokens, one with other visible tokens."""
     hidden = batch.labels >= 0
-    labels = batch.labels.where(~hidden, (batch.labels + 1) % WORDS)
-    inputs = batch.inputs.where(hidden | ~batch.real, (batch.inputs + 1) % WORDS)
+    labels = batch.labels.where(~hidden, (batch.labels + 1) % VOCAB)
+    inputs = batch.inputs.where(hidden | ~batch.real, (batch.inputs + 1) % VOCAB)
     return replace(batch, labels=labels), replace(batch, inputs=inputs)
 
 

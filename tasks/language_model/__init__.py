@@ -1,1 +1,1 @@
-"""Language models: arguments, sources of data and weights, task, reports."""
+"""Language models: config keys, data, initial weights, task, reports."""

@@ -65,13 +65,13 @@ FOREIGN_KEYS = {
     "backend": "it follows from device",
     "eta_variant": "the progress line has one estimate",
 }
-"""Flags of nanoGPT and ReaLLM-Forge that are spelt otherwise here, or that nothing here does."""
+"""Flags of nanoGPT and ReaLLM-Forge that have another name here, or no counterpart."""
 _SAMPLING = ("max_sample_tokens", "sample_start_tokens", "num_samples", "temperature", "top_k")
 NOT_IDENTITY = {key: why for key, why in RUN_NOT_IDENTITY.items() if key != "accumulation"} | {
     "out_dir": "launch: where the run is stored",
     **dict.fromkeys(_SAMPLING, "logging: samples are read, not trained on"),
 }
-"""Here accumulation makes the batch larger."""
+"""Unlike for other scripts, accumulation is part of the identity: here it makes the batch larger."""
 
 
 def _no_horizon(config: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ class TrainConfig(RunConfig):
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = FOREIGN_KEYS
     OPTIONS_BEFORE: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sophiah": {"p": 0.01}}
-    """Optimizer -> options that its recipe came to set later, with the values of its library."""
+    """Optimizer -> options that its config file did not set in older versions, with the library's defaults."""
     BATCH_KEYS: ClassVar[tuple[str, ...]] = ("batch_size", "accumulation")
     FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "out_dir"}
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
@@ -274,25 +274,25 @@ class TrainConfig(RunConfig):
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """BEFORE, and the options of the optimizer that came later."""
+        """BEFORE, plus the optimizer options that older configs did not set."""
         options = self.OPTIONS_BEFORE.get(str(self.optimizer.get("name")), {})
         return {**self.BEFORE, **{f"optimizer.options.{name}": value for name, value in options.items()}}
 
     @property
     def decay(self) -> Decay:
-        """The curve it falls along."""
+        """The decay of the learning rate that is in effect."""
         if not self.decay_lr:
             return Decay()
         return self.lr_scheduler if self.lr_scheduler.name != "none" else Decay(name="cosine")
 
 
 def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None = None) -> list[str]:
-    """Documented values that mean another key here, in Hydra's style.
+    """Rewrite documented overrides that map to other keys here, in Hydra's syntax.
 
     init_from=resume -> resume=true; init_from=gpt2-medium -> init_from=gpt2 gpt2_type=gpt2-medium; gpt2 and prev_run
-    with the architecture of their weights unless one is named; an optimizer without a file -> the generic one, with
-    weight_decay where it is given;
-    compile=true/false -> block/off; a list item with blanks is several. `typed` takes what became of which word.
+    add the architecture of their weights unless one is named; an optimizer without a config file -> the generic one,
+    with weight_decay if it is set; compile=true/false -> block/off; a list item with blanks is split.
+    `typed` is filled with rewritten override -> what the user typed.
     """
     changed: list[str] = []
     origins = {} if typed is None else typed
@@ -320,13 +320,13 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
             changed.append(f"{key}={_split_items(value)}")
         else:
             changed.append(word)
-    return [*changed, *_decay_of_any(changed), *start_arch(changed)]
+    return [*changed, *_generic_weight_decay(changed), *start_arch(changed)]
 
 
 def _without_file(value: str, files: Collection[str]) -> bool:
-    """Whether an optimizer, or those of a sweep (a,b), have no file, so that the generic one looks them up.
+    """Whether an optimizer, or all of a sweep (a,b), have no config file, so that the generic one looks them up.
 
-    Raises: UsageError for a sweep over both kinds.
+    Raises: UsageError for a sweep that mixes both kinds.
     """
     names = [name.strip() for name in value.split(",")]
     foreign = [name for name in names if name not in files]
@@ -340,17 +340,16 @@ def _without_file(value: str, files: Collection[str]) -> bool:
     return True
 
 
-def _decay_of_any(words: Sequence[str]) -> list[str]:
-    """weight_decay, where the command gives it, as an option of an optimizer that has no file to take it."""
-    given = {word.lstrip("+").partition("=")[0] for word in words}
+def _generic_weight_decay(words: Sequence[str]) -> list[str]:
+    """Pass weight_decay, if the command sets it, to an optimizer without a config file that would refer to it."""
+    keys = {word.lstrip("+").partition("=")[0] for word in words}
     option = "optimizer.options.weight_decay"
-    any_optimizer = "optimizer=pytorch_optimizer" in (word.lstrip("+") for word in words)
-    passed_on = any_optimizer and "weight_decay" in given and option not in given
-    return [f"+{option}=${{weight_decay}}"] if passed_on else []
+    generic = "optimizer=pytorch_optimizer" in (word.lstrip("+") for word in words)
+    return [f"+{option}=${{weight_decay}}"] if generic and "weight_decay" in keys and option not in keys else []
 
 
 def _split_items(value: str) -> str:
-    """[a,'b c'] -> [a,b,c]: an item with blanks is several."""
+    """[a,'b c'] -> [a,b,c]: split items at blanks."""
     if not (value.startswith("[") and value.endswith("]")):
         return value
     items = [part for item in value[1:-1].split(",") for part in item.strip().strip("'\"").split()]

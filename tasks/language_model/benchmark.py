@@ -1,4 +1,4 @@
-"""train.py's CPU recipe timed beside a literal loop (scripts/bench_language_model.py): batches, steps, whole runs."""
+"""Time train.py's CPU recipe against a plain nanoGPT loop (scripts/bench_language_model.py): batches, steps, runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tasks.language_model.family import FAMILY
 from tasks.language_model.nanogpt_baseline import NanoGPT, Sizes, batch, optimizer_of, step
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337", "learning_rate=1e-3")  # the loop's own rate
+RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337", "learning_rate=1e-3")  # the baseline's rate
 
 
 def check_data(folder: Path) -> None:
-    """Raises UsageError for a data set whose tokens the literal loop cannot read."""
+    """Raise UsageError for a data set whose tokens the baseline cannot read."""
     meta, most = read_meta(folder), Sizes().vocab
     if meta.vocab_size > most or meta.dtype.itemsize != 2:
         raise UsageError(
@@ -38,7 +38,7 @@ def check_data(folder: Path) -> None:
 
 
 def timed(work: Callable[[int], Any], times: int) -> float:
-    """Seconds for one call of work(i), over `times` calls."""
+    """Mean seconds per call of work(i), over `times` calls."""
     began = time.perf_counter()
     for number in range(times):
         work(number)
@@ -46,7 +46,7 @@ def timed(work: Callable[[int], Any], times: int) -> float:
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> dict[str, Any]:
-    """Milliseconds of both and the ratio theirs / ours (above 1: ours is faster)."""
+    """Alternate both sides; returns their milliseconds and the ratio theirs / ours (above 1: ours is faster)."""
     rows = [(ours(), theirs()) for _ in range(pairs + 1)][1:]  # the first pair warms up
     ratios = sorted(b / a for a, b in rows)
     return {
@@ -60,7 +60,7 @@ def in_turns(ours: Callable[[], float], theirs: Callable[[], float], pairs: int)
 
 
 def loading(folder: Path, pairs: int, rows: int, length: int) -> dict[str, Any]:
-    """One batch of rows x length tokens, ready as int64 tensors."""
+    """Time loading one batch of rows x length tokens as int64 tensors."""
     sizes = Sizes(rows=rows, length=length)
     batches = TrainBatches([TokenStream(folder, "train")], seed=1, batch_size=rows, block_size=length)
 
@@ -71,7 +71,7 @@ def loading(folder: Path, pairs: int, rows: int, length: int) -> dict[str, Any]:
 
 
 def stepping(folder: Path, pairs: int) -> dict[str, Any]:
-    """One training step, batch included: the trainer's own method beside the baseline's."""
+    """Time one training step, batch included: the trainer's own method against the baseline's."""
     argv = ("--config-name=cfg_train_cpu", "device=cpu", "eval_iters=1", "--dataset", str(folder))
     trace = resolve(ROOT / "train.py", argv, root=ROOT)
     if (config := trace.config) is None:
@@ -94,9 +94,9 @@ def stepping(folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def whole(folder: Path, iterations: int, threads: int, baseline: list[str]) -> dict[str, Any]:
-    """Three whole runs of each, process start to end, evaluation settings as documented (250 / 200).
+    """Time three whole runs of each, from process start to end, with the documented evaluation settings (250 / 200).
 
-    `baseline`: the command that runs the literal loop.
+    `baseline`: the command that runs the baseline.
     """
 
     def run(command: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""How a run of train.py is built: data, model, loss, task, and the plan that the trainer follows."""
+"""Build a run of train.py: data, model, loss, task, and the plan for the trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.optimizers import check_optimizers
 
 
 def check(config: TrainConfig) -> None:
-    """Names and keys of the architecture and the optimizer. Raises: UsageError."""
+    """Check the architecture and the optimizer of a config. Raises: UsageError."""
     FAMILY.read_arch(config)
     check_optimizers(config.optimizer, config.learning_rate)
     if config.decay_lr and config.lr_decay_iters != config.max_iters:
@@ -32,14 +32,14 @@ def check(config: TrainConfig) -> None:
 
 
 def create_model(config: TrainConfig, shape: LMShape, runtime: Runtime) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, on the device."""
+    """(model, loss head) of `config.arch`, on the device."""
     return building.create_model(FAMILY.read_arch(config), shape, runtime)
 
 
 def build(
     config: TrainConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
-    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    """Build data, model, loss and task of a run; returns the plan for the trainer."""
     rows = config.batch_size * runtime.accumulation * runtime.world_size
     block_size = FAMILY.read_arch(config).model_config.block_size
     data = open_text(config, block_size=block_size, rows=rows)

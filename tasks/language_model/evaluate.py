@@ -1,4 +1,4 @@
-"""Evaluate a run of train.py: its own evaluation with a checkpoint's weights, on its own data or another set."""
+"""Evaluate a run of train.py: its own evaluation with a checkpoint's weights, on its own data or another data set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tasks.language_model.family import FAMILY
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
-    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
+    """Load a run, evaluate it, print and write the result (`tasks.evaluation`). Raises: UsageError."""
     evaluation.evaluate_run(args, override_data=override_data, mode="eval_mode", keys=("eval_iters",))
 
 
-def override_data(path: Path, given: list[str]) -> dict[str, str]:
-    """The config key that evaluates on the data set `given`. Raises: UsageError when the model would misread it."""
+def override_data(path: Path, names: list[str]) -> dict[str, str]:
+    """The config key that evaluates on the data set in `names`. Raises: UsageError if its vocabulary differs."""
     checkpoint = find_checkpoint(path)
     config = read_config(checkpoint, FAMILY.schema)
     kept = read_vocabularies(checkpoint.path.parent.parent)
-    if not given:
+    if not names:
         for each in kept or ():
             if not each.matches_data():
                 raise UsageError(
@@ -33,13 +33,13 @@ def override_data(path: Path, given: list[str]) -> dict[str, str]:
                     "tokens: put the old data back, or name another data set with --data"
                 )
         return {}
-    if config.training_mode != "single" or len(given) != 1:
+    if config.training_mode != "single" or len(names) != 1:
         raise UsageError(f"--data takes one data set, of a run of training_mode=single (here: {config.training_mode})")
-    folder, own = folder_of(given[0]), folder_of(config.dataset)
+    folder, own = folder_of(names[0]), folder_of(config.dataset)
     ensure_text(folder, offline="error")
     if tokenizer_state(folder) != (kept[0].state if kept else tokenizer_state(own)):
         raise UsageError(
             f"--data {folder}: its tokens are not those of {own}, which the model reads: build it with "
             f"--tokenizer-from {own}"
         )
-    return {"dataset": given[0]}
+    return {"dataset": names[0]}

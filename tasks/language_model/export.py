@@ -1,4 +1,4 @@
-"""A run of train.py as a GPT-2 folder in transformers' format, for scripts/export_gpt2.py."""
+"""Export a run of train.py as a GPT-2 folder in transformers' format, for scripts/export_gpt2.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 
 
 def export_run(args: argparse.Namespace, verify: Verify | None = None) -> None:
-    """Write the folder, whole or not at all. `verify` judges the run for the model card.
+    """Write the folder atomically. `verify` checks the run for the model card.
 
     Raises: UsageError for a model that is not a GPT-2.
     """
@@ -77,7 +77,7 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokeni
     from engine.checkpoint.state_tree import write_tensors
 
     write_tensors(folder / "model.safetensors", weights)
-    (folder / "model.safetensors").chmod(0o644)  # the library makes it private
+    (folder / "model.safetensors").chmod(0o644)  # safetensors creates it readable by the owner only
     atomic_write_json(folder / "config.json", config)
     as_json = _tokenizer_json(tokenizer)
     if as_json is None:
@@ -93,16 +93,16 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokeni
 
 
 def _shared_tokenizer(vocabularies: Sequence[Any]) -> Any:
-    """The tokenizer that all data sets of the run share; None where they differ, or are files without one."""
+    """The tokenizer that all data sets of the run share; None if they differ or have none."""
     try:
         tokenizers = [each.tokenizer() for each in vocabularies]
-    except UsageError:  # token files alone: a model can be exported all the same, and the output reports it
+    except UsageError:  # only token files: the model can be exported without a tokenizer, and the output reports it
         return None
     return tokenizers[0] if all(other.state() == tokenizers[0].state() for other in tokenizers) else None
 
 
 def _tokenizer_json(tokenizer: Any) -> dict[str, Any] | None:
-    """tokenizer.json of the tokenizers library: our trained BPE as it is, characters as a BPE without merges."""
+    """tokenizer.json of the tokenizers library: our trained BPE as is, characters as a BPE without merges."""
     kind = getattr(tokenizer, "kind", None)
     if kind == "bpe":
         model: dict[str, Any] = tokenizer.model

@@ -1,4 +1,4 @@
-"""GPT-style language models, as the rest of the project knows them (no torch)."""
+"""The family record of GPT-style language models (imports no torch)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.language_model.args import ALIASES, TrainConfig, rewrite
 
 
 def data_folders(config: Mapping[str, Any]) -> list[str]:
-    """The folders of data that a stored config names."""
+    """The data folders of a stored config."""
     from dataset.text.loading import folder_of
 
     listed = [config.get(key) or [] for key in ("dataset_list", "multicontext_datasets")]

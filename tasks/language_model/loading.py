@@ -1,4 +1,4 @@
-"""A run of train.py loaded without its data: sampling and export need only what is in the run."""
+"""Load a run of train.py without its data: sampling and export only need what the run stores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.loading import home_of, pick_checkpoint
 
 @dataclass(kw_only=True)
 class TextRun:
-    """A model in evaluation mode, and what its numbers stand for."""
+    """A model in evaluation mode with its vocabularies."""
 
     model: Any
     config: Any
@@ -29,7 +29,7 @@ class TextRun:
     checkpoint: Any
     """engine.checkpoint.manifest.Checkpoint"""
     weights: str
-    """ema or raw: what was loaded."""
+    """ema or raw: the weights that were loaded."""
     vocabularies: list[Vocabulary]
 
     @property
@@ -38,7 +38,10 @@ class TextRun:
 
 
 def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
-    """Raises: UsageError for a run of another script, and for one that keeps no vocabulary and whose data changed."""
+    """Load the model and vocabularies of a run's checkpoint.
+
+    Raises: UsageError for a run of another script, or one without stored vocabularies whose data has changed.
+    """
     from engine.checkpoint.state_tree import load_weights
     from engine.device import make_runtime
     from engine.run.load_run import find_checkpoint, read_config
@@ -63,7 +66,7 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
 
 
 def vocabularies_for(checkpoint: Any, config: Any) -> list[Vocabulary]:
-    """Those that the run keeps; of an older run, those of its data, if they are the data that it saw."""
+    """The vocabularies stored in the run; for an older run, those of its data, if the data has not changed."""
     run_dir = checkpoint.path.parent.parent
     kept = read_vocabularies(run_dir)
     if kept is not None:

@@ -1,8 +1,8 @@
-"""The loop that scripts/bench_language_model.py measures against: a small GPT as tutorials write it, literally.
+"""The baseline of scripts/bench_language_model.py: a small GPT and its training loop as tutorials write them.
 
-Separate modules for every linear map, causal attention by torch's kernel, unfused AdamW, a slice of the memory map for
-each row of a batch, gradients clipped by torch's own function, losses estimated on random batches of both splits.
-Written here from the recipe's description; it shares no code with models/ or dataset/.
+A module for every linear layer, causal attention by torch's kernel, unfused AdamW (on a CPU), a slice of the memory map
+for each row of a batch, gradients clipped by torch's own function, losses estimated on random batches of both splits.
+Written from the recipe's description; it shares no code with models/ or dataset/.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Sizes:
-    """The CPU recipe by default."""
+    """Sizes of model and batch; the defaults are the CPU recipe."""
 
     vocab: int = 65
     layers: int = 4
@@ -64,7 +64,7 @@ class _Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """tokens, targets [B, T] -> mean cross entropy."""
+    """tokens, targets [B, T] -> mean cross-entropy."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class NanoGPT(nn.Module):
 
 
 def batch(folder: Path, split: str, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """B windows at random, a slice and a copy for each; the memory map is opened anew for every batch."""
+    """B random windows, a slice and a copy for each; the memory map is reopened for every batch."""
     data = np.memmap(folder / f"{split}.bin", dtype=np.uint16, mode="r")
     starts = torch.randint(len(data) - sizes.length, (sizes.rows,))
     x = torch.stack([torch.from_numpy(data[i : i + sizes.length].astype(np.int64)) for i in starts])
@@ -99,11 +99,11 @@ def batch(folder: Path, split: str, sizes: Sizes) -> tuple[Tensor, Tensor]:
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only."""
+    """AdamW with weight decay on matrices only."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    fused = next(model.parameters()).is_cuda  # as nanoGPT has it
+    fused = next(model.parameters()).is_cuda  # as in nanoGPT
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=fused)
 
 
@@ -132,7 +132,7 @@ def estimate(model: nn.Module, folder: Path, sizes: Sizes, batches: int) -> dict
 
 
 def train(folder: Path, iterations: int, *, eval_interval: int, eval_iters: int, log_interval: int, seed: int) -> float:
-    """The whole run; the last validation loss. Warm-up 100, cosine to a tenth, as in the recipe."""
+    """Train a whole run; returns the last validation loss. Warm-up 100, cosine to a tenth, as in the recipe."""
     torch.manual_seed(seed)
     sizes, value = Sizes(), math.nan
     model = NanoGPT(sizes)

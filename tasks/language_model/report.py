@@ -1,4 +1,4 @@
-"""What train.py writes beside its metrics after each evaluation: the best loss in one line, and samples of text."""
+"""The files that train.py writes after each evaluation, besides metrics: the best loss, and samples of text."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from engine.io import print_rank0
 from engine.signals import StopSignal
 from engine.task import Evaluation, UsageError
 from models.language_models.gpt import GPT
-from tasks.language_model.generation import check_room, generate, until
+from tasks.language_model.generation import check_memory, generate, truncate
 
 BEST = "best_val_loss_and_iter.txt"
 PROMPT = "sample_start_tokens"
 
 
 class LanguageReport:
-    """`report(evaluation)` -> file name -> text, to be kept in the run directory.
+    """Callable: evaluation -> {file name: text}, for files of the run directory.
 
     Args:
-        config: of `train.py`; its sampling keys set how samples are drawn.
-        folders: of the data sets, in the order of the model's vocabularies.
+        config: of `train.py`, with the sampling keys.
+        folders: data sets, in the order of the model's vocabularies.
 
-    Raises: UsageError for a prompt that cannot be read, or that a vocabulary has no tokens for.
+    Raises: UsageError for a prompt that cannot be read, or that a vocabulary cannot encode.
     """
 
     def __init__(self, config: Any, model: GPT, folders: Sequence[Path]) -> None:
@@ -42,13 +42,13 @@ class LanguageReport:
         self.names = short_names(self.folders)
         self._kept = False
         if config.max_sample_tokens is not None:
-            check_room(model, config.num_samples, config.max_sample_tokens)
+            check_memory(model, config.num_samples, config.max_sample_tokens)
             self.tokenizers = [load_tokenizer(folder) for folder in self.folders]
             self.sizes = [each.size for each in vocabularies_of(self.folders)]
             self.start = start_text(config.sample_start_tokens)
             own = config.multidataset_wte and config.training_mode != "multicontext"
             for tokenizer in self.tokenizers if own else self.tokenizers[:1]:
-                encode_prompt(tokenizer, self.start, PROMPT)  # refused now, not at the first evaluation
+                encode_prompt(tokenizer, self.start, PROMPT)  # refuse it now, not at the first evaluation
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str]:
         files = {} if self._kept else {FILE: to_text(vocabularies_of(self.folders))}
@@ -64,7 +64,7 @@ class LanguageReport:
         return files
 
     def samples(self, step: int) -> str:
-        """A section for each value of top_k (and each data set with its own vocabulary)."""
+        """Samples as text: a section for each value of top_k (and each data set with its own vocabulary)."""
         config, sections = self.config, []
         contexts = config.training_mode == "multicontext"
         own = config.multidataset_wte and not contexts
@@ -72,7 +72,7 @@ class LanguageReport:
             tokenizer = self.tokenizers[stream or 0]
             prompt = self._prompt(tokenizer, contexts).expand(config.num_samples, *[-1] * (1 + contexts))
             for top_k in config.top_k:
-                made = generate(
+                generated = generate(
                     self.model,
                     prompt,
                     config.max_sample_tokens,
@@ -82,17 +82,17 @@ class LanguageReport:
                     purpose=f"sample/{step}/{top_k}/{stream}",
                     stream=stream,
                     stop=tokenizer.eot,
-                    words=None if contexts else self.sizes[stream or 0],
+                    vocab_size=None if contexts else self.sizes[stream or 0],
                     stopping=_stopping,
                 )
-                for number, row in enumerate(made):
+                for number, row in enumerate(generated):
                     name = f" {self.names[stream]}" if stream is not None else ""
-                    text = self._text(until(row, tokenizer.eot), tokenizer)
+                    text = self._text(truncate(row, tokenizer.eot), tokenizer)
                     sections.append(f"--- step {step}{name} top_k {top_k} sample {number}\n{text}")
         return "\n".join(sections) + "\n"
 
     def _prompt(self, tokenizer: Tokenizer, contexts: bool) -> Tensor:
-        """[1, T], or [1, K, T]: the other streams begin with their first token, for want of an annotation."""
+        """The prompt [1, T] or [1, K, T]; the other streams repeat their token 0, since there is no annotation."""
         device = next(self.model.parameters()).device
         first = encode_prompt(tokenizer, self.start, PROMPT)
         if not contexts:
@@ -108,12 +108,12 @@ class LanguageReport:
 
 
 def _stopping() -> bool:
-    """Whether this process has been told to stop: long samples must not outlast what a cluster waits for."""
+    """Whether a signal asked this process to stop: long samples must not outlast a cluster's grace period."""
     return StopSignal.current is not None and StopSignal.current.received is not None
 
 
 def start_text(value: str) -> str:
-    """A prompt, read from a file where it is FILE:path. Raises: UsageError when there is none."""
+    """The prompt, read from a file if it is FILE:path. Raises: UsageError if it cannot be read."""
     if not value.startswith("FILE:"):
         if HALF.search(value):
             raise UsageError(f"the prompt {ascii(value)[:60]} is not UTF-8: it holds half a character")
@@ -128,9 +128,9 @@ def start_text(value: str) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, key: str = "--prompt") -> Tensor:
-    """int64 [1, T], at least one token.
+    """Encode a prompt as int64 [1, T], at least one token.
 
-    Raises: UsageError naming `key` for text that the tokenizer has no tokens for.
+    Raises: UsageError naming `key` for text that the tokenizer cannot encode.
     """
     try:
         numbers = tokenizer.encode(text).tolist()
@@ -140,8 +140,8 @@ def encode_prompt(tokenizer: Tokenizer, text: str, key: str = "--prompt") -> Ten
 
 
 def best_line(best: tuple[float, int], model: GPT, step_ms: float | None) -> str:
-    """Comma-separated, as downstream tools read it: loss, iteration, parameters, V / exp(loss), the same per parameter,
-    peak GPU MB, milliseconds an iteration."""
+    """A comma-separated line for downstream tools: loss, iteration, parameters, V / exp(loss), the same per parameter,
+    peak GPU MB, milliseconds per iteration. V: vocabulary size."""
     loss, step = best
     count = model.num_parameters()
     chance = model.shape.vocab_sizes[0] / math.exp(min(loss, 700.0))

@@ -1,4 +1,4 @@
-"""Write text with a run of train.py, for scripts/sample.py."""
+"""Sample text from a run of train.py, for scripts/sample.py."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from engine.errors import UsageError
-from tasks.language_model.generation import generate, until
+from tasks.language_model.generation import generate, truncate
 from tasks.language_model.loading import load_text_run
 from tasks.language_model.report import encode_prompt, start_text
 from tasks.loading import TEXT, with_defaults
 
-WITHOUT = ("steps", "feedback_every", "block_length")
-"""Arguments that mean nothing here."""
+UNSUPPORTED = ("steps", "feedback_every", "block_length")
+"""Arguments of scripts/sample.py that do not apply to these models."""
 
 
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print its samples. Raises: UsageError."""
-    for name in WITHOUT:
+    for name in UNSUPPORTED:
         if getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a model that writes from left to right")
     args = with_defaults(args, TEXT)
@@ -31,7 +31,7 @@ def sample_run(args: argparse.Namespace) -> None:
 
 
 def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> None:
-    """Sample from an opened run, one block of text after the other."""
+    """Sample from a loaded run and print each sample. Raises: UsageError."""
     known = run.vocabularies
     contexts = run.config.training_mode == "multicontext"
     stream = vocabulary_index(known, args.dataset) if run.config.multidataset_wte else None
@@ -41,7 +41,7 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
         raise UsageError(f"--prompt: {len(prompts)} were given, expected {expected}: one for each of its streams")
     tokenizers = [each.tokenizer() for each in (known if contexts else [known[stream or 0]])]
     encoded = [encode_prompt(tokenizer, text) for tokenizer, text in zip(tokenizers, prompts, strict=False)]
-    # streams without a prompt begin with their first token, for want of an annotation
+    # streams without a prompt repeat their token 0, since there is no annotation
     if missing := [each.name for each in known[len(encoded) :] if contexts]:
         names = ", ".join(missing)
         sys.stderr.write(f"note: no --prompt for {names}: its first token stands at each place of the prompt\n")
@@ -51,7 +51,7 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
         raise UsageError(f"--prompt: the streams' prompts have {sizes} tokens; they annotate the same positions")
     start = (torch.stack(encoded, dim=1) if contexts else encoded[0]).to(run.runtime.device)
     for top_k in args.top_k:
-        made = generate(
+        generated = generate(
             run.model,
             start.expand(args.num_samples, *start.shape[1:]),
             args.max_new_tokens,
@@ -62,20 +62,20 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
             purpose=f"sample/{top_k}",
             stream=stream,
             stop=tokenizers[0].eot,
-            words=None if contexts else known[stream or 0].size,
+            vocab_size=None if contexts else known[stream or 0].size,
         )
-        for number, row in enumerate(made):
+        for number, row in enumerate(generated):
             print(f"--- step {run.step} top_k {top_k} sample {number}")
-            text = until(row, tokenizers[0].eot)
+            text = truncate(row, tokenizers[0].eot)
             rows = text if contexts else text.unsqueeze(0)
             for place, (tokenizer, tokens) in enumerate(zip(tokenizers, rows, strict=True)):
                 name = f"[{known[place].name}] " if contexts else ""
-                given = prompts[place] if place < len(prompts) else ""
-                print(name + given + tokenizer.decode(tokens.tolist()))
+                prompt = prompts[place] if place < len(prompts) else ""
+                print(name + prompt + tokenizer.decode(tokens.tolist()))
 
 
 def vocabulary_index(known: Sequence[Any], name: str | None) -> int:
-    """Number of the vocabulary called `name`; the first one where none is named."""
+    """Index of the vocabulary called `name`; 0 for None. Raises: UsageError for an unknown name."""
     names = [each.name for each in known]
     if name is not None and name not in names:
         raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}")

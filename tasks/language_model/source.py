@@ -1,6 +1,6 @@
-"""The architecture of a `train.py` run that begins with other weights: GPT-2's, or those of an earlier run.
+"""The architecture of a `train.py` run that starts from existing weights: GPT-2's, or those of an earlier run.
 
-Read with the command, before torch is loaded (but for a nanoGPT ckpt.pt, which torch alone can open).
+It is read while the command is parsed, before torch is imported (except for a nanoGPT ckpt.pt, which needs torch).
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from models.language_models.config import GPTConfig
 from models.language_models.gpt2_config import GPT2_SIZES, gpt2_arch
 from models.language_models.gpt2_folder import gpt2_folder
 
-RECIPES_SET = ("n_layer", "n_head", "n_embd", "block_size")
-"""Keys that a recipe may have changed below its arch: given even where the source has the default."""
+RECIPE_KEYS = ("n_layer", "n_head", "n_embd", "block_size")
+"""Keys that a recipe may override in its arch: always set, even where the source has the default."""
 
 
 def start_arch(words: Sequence[str]) -> list[str]:
-    """Overrides for the architecture that init_from=gpt2 or prev_run loads into; what the command gives stays."""
-    given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
-    begin = _plain(given.get("init_from", ""))
-    if begin == "gpt2":
-        values = gpt2_sizes(_plain(given.get("gpt2_type", "gpt2")))
-        return [*([] if "arch" in given else ["arch=gpt2"]), *_not_given(values, given)]
-    if begin == "prev_run" and "arch" not in given:
-        values = previous_arch(_plain(given.get("prev_run_ckpt", "")))
-        return ["arch=gpt", *_not_given(values, given)] if values else []
+    """Overrides for the architecture of the weights of init_from=gpt2 or prev_run; keys that the command sets win."""
+    overrides = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+    init_from = _unquoted(overrides.get("init_from", ""))
+    if init_from == "gpt2":
+        values = gpt2_sizes(_unquoted(overrides.get("gpt2_type", "gpt2")))
+        return [*([] if "arch" in overrides else ["arch=gpt2"]), *_missing(values, overrides)]
+    if init_from == "prev_run" and "arch" not in overrides:
+        values = previous_arch(_unquoted(overrides.get("prev_run_ckpt", "")))
+        return ["arch=gpt", *_missing(values, overrides)] if values else []
     return []
 
 
-def _not_given(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
-    return (f"arch.{key}={render(value)}" for key, value in values.items() if f"arch.{key}" not in given)
+def _missing(values: Mapping[str, Any], overrides: Mapping[str, str]) -> Iterator[str]:
+    return (f"arch.{key}={render(value)}" for key, value in values.items() if f"arch.{key}" not in overrides)
 
 
-def _plain(value: str) -> str:
-    """A value of a command without its quotes."""
+def _unquoted(value: str) -> str:
+    """A value of the command line without its quotes."""
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def gpt2_sizes(kind: str) -> dict[str, Any]:
-    """arch.* values for a released size, or for a folder in transformers' format (from its config.json).
+    """arch.* values of a released size, or of a folder in transformers' format (from its config.json).
 
-    Raises: UsageError when it is neither, or of a kind that arch=gpt2 cannot hold.
+    Raises: UsageError if it is neither, or a model that arch=gpt2 cannot represent.
     """
     folder = gpt2_folder(kind)
     if folder is None and kind in GPT2_SIZES:
@@ -61,9 +61,9 @@ def gpt2_sizes(kind: str) -> dict[str, Any]:
 
 
 def previous_arch(source: str) -> dict[str, Any]:
-    """arch.* values of an earlier run, of one of its checkpoints, or of a nanoGPT ckpt.pt; empty where there is none.
+    """arch.* values of an earlier run, one of its checkpoints, or a nanoGPT ckpt.pt; empty if it cannot be read.
 
-    What is wrong with the source is reported when its weights are loaded.
+    Errors of the source are reported when its weights are loaded.
     """
     path = user_path(source)
     try:
@@ -72,11 +72,11 @@ def previous_arch(source: str) -> dict[str, Any]:
         return {}
     known = {field.name: field.default for field in fields(GPTConfig) if field.name not in GPTConfig.NOT_SHAPE}
     values = {key: value for key, value in stored.items() if key in known}
-    return {key: value for key, value in values.items() if key in RECIPES_SET or value != known[key]}
+    return {key: value for key, value in values.items() if key in RECIPE_KEYS or value != known[key]}
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The `arch` block that a run's checkpoints were written with."""
+    """The `arch` block of a run's newest checkpoint; empty if there is none."""
     files = [path / "manifest.json", *path.glob("checkpoints/*/manifest.json")]
     steps = {file: re.fullmatch(r"step_(\d+)", file.parent.name) for file in files if file.is_file()}
     newest = max(steps, key=lambda file: int(match[1]) if (match := steps[file]) else 0, default=None)
@@ -89,4 +89,4 @@ def _nanogpt(path: Path) -> dict[str, Any]:
     from models.language_models.nanogpt import read_nanogpt
 
     sizes = read_nanogpt(path)["model_args"]
-    return {key: sizes[key] for key in RECIPES_SET} | {"bias": sizes.get("bias", True)}
+    return {key: sizes[key] for key in RECIPE_KEYS} | {"bias": sizes.get("bias", True)}

@@ -1,6 +1,6 @@
-"""The Task of train.py: next-token prediction on one text, a mixture of texts, or aligned streams of one.
+"""The Task of train.py: next-token prediction on one text, a mixture of texts, or aligned streams of one text.
 
-B rows of the global batch, b rows of a micro-batch, T tokens, K streams.
+Shapes: B rows of the global batch, b rows of a micro-batch, T tokens, K streams.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from models.language_models.gpt import GPT, LMOutput
 from tasks.optimizers import MATRICES_ONLY, optimizer_settings
 
 MicroBatch = tuple[Tensor, Tensor, int | None]
-"""tokens and targets int64 [b, T] or [b, K, T], and which vocabulary they are of (None: the only one, or all)."""
+"""tokens and targets int64 [b, T] or [b, K, T], and the index of their vocabulary (None: the only one, or all)."""
 
 
 @dataclass(kw_only=True)
 class Criterion:
-    """Which validation loss decides what is best, where there are several data sets."""
+    """Combines the validation losses of several data sets into the one that selects the best checkpoint."""
 
     kind: Literal["first", "mean", "weighted"] = "first"
     weights: Sequence[float] = field(default_factory=lambda: (1.0,))
@@ -45,7 +45,7 @@ class LanguageModelTask:
     """Trains `model` on `batches`; evaluates every entry of `held_out`.
 
     Args:
-        streams: for each data set of a mixture the vocabulary it uses (None: all share one).
+        per_dataset_vocabulary: whether each data set of a mixture has its own vocabulary.
     """
 
     compiles = "full"
@@ -74,7 +74,7 @@ class LanguageModelTask:
     # --- training -----------------------------------------------------------------------------------------------------
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """This rank's rows of batch `step`, cut into `accumulation` pieces."""
+        """This rank's rows of batch `step`, split into `accumulation` pieces."""
         self._step = step
         low, high = local_rows(self.batches.batch_size)
         self._stream = stream = self.batches.dataset(step - 1) if self.per_dataset_vocabulary else None
@@ -85,14 +85,14 @@ class LanguageModelTask:
             yield tokens[cut], targets[cut], stream
 
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Metrics]:
-        """Cross entropy summed over the scored positions, their number, metrics."""
+        """(cross-entropy summed over scored positions, their number, metrics)."""
         tokens, targets, stream = micro_batch
         output = self.module(tokens) if stream is None else self.module(tokens, stream=stream)
         result = self.loss_head(output, targets)
         return result.total, result.weight, result.metrics
 
     def after_step(self) -> None:
-        """Nothing is carried from one iteration to the next."""
+        """Nothing to do: there is no carry."""
 
     @property
     def not_captured(self) -> str:
@@ -100,22 +100,22 @@ class LanguageModelTask:
         return "the vocabulary changes from step to step" if self.per_dataset_vocabulary else ""
 
     def captured_as(self, step: int) -> Hashable:
-        """All are alike."""
+        """Key of the captured step graph: the same for all steps."""
         return True
 
     def carried(self) -> list[Tensor]:
-        """Nothing."""
+        """Empty: there is no carry."""
         return []
 
     def carry(self, tensors: list[Tensor]) -> None:
-        """Nothing is carried."""
+        """Nothing to do: there is no carry."""
 
     def left_out(self) -> list[nn.Parameter]:
-        """Tables and heads of the vocabularies that the newest batch is not of."""
+        """Token embeddings and heads of the vocabularies that the newest batch does not use."""
         return self.model.parameters_of_others(self._stream) if self._stream is not None else []
 
     def param_groups(self) -> list[ParamGroup]:
-        """As the entry script configured them."""
+        """The optimizer groups."""
         return self._groups
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class LanguageModelTask:
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
         """Losses of every data set and split: `eval/val_loss` (the criterion), `eval/train_loss`, bits per byte, ...
 
-        The rows of a batch are shared among the ranks; sums and counts are reduced, so any number of ranks agrees.
+        Each rank evaluates its rows of a batch; sums and counts are reduced, so the result does not depend on ranks.
 
         Raises:
             Interrupted: the run was asked to stop.
@@ -147,15 +147,15 @@ class LanguageModelTask:
             head["eval/train_loss"] = self.criterion(losses["train"])
         head["eval/perplexity"] = math.exp(min(head["eval/val_loss"] or 0.0, 700.0))
         results = {**head, **{name: value for name, value in values.items() if name not in head}}
-        return results | self._seen()
+        return results | self._data_progress()
 
-    def _seen(self) -> dict[str, float]:
-        """Tokens and epochs that each data set has given so far."""
-        given = self.batches.progress(self._step)
-        several = len(given) > 1
+    def _data_progress(self) -> dict[str, float]:
+        """Tokens and epochs of each data set that have been trained on so far."""
+        progress = self.batches.progress(self._step)
+        several = len(progress) > 1
         return {
             f"data/{windows.streams[0].name}/{what}" if several else f"data/{what}": float(value)
-            for windows, pair in zip(self.batches.datasets, given, strict=True)
+            for windows, pair in zip(self.batches.datasets, progress, strict=True)
             for what, value in zip(("tokens", "epochs"), pair, strict=True)
         }
 
@@ -172,11 +172,11 @@ class LanguageModelTask:
             output = self.model(tokens) if entry.stream is None else self.model(tokens, stream=entry.stream)
             pairs = dict(self.loss_head(output, targets).metrics)
             if entry.eot is not None:
-                pairs["ends"] = (self._nats_of(entry.eot, output, targets), pairs["loss"][1])
+                pairs["ends"] = (self._loss_of_token(entry.eot, output, targets), pairs["loss"][1])
             for name, pair in pairs.items():
                 value = torch.stack([part.to(self._sum_dtype) for part in pair])
                 sums[name] = sums[name] + value if name in sums else value
-        if not sums:  # more ranks than rows: this one only takes part in the reduction
+        if not sums:  # more ranks than rows: this rank only joins the reduction
             names = [*self._metric_names, *(["ends"] if entry.eot is not None else [])]
             sums = {name: torch.zeros(2, dtype=self._sum_dtype, device=self.runtime.device) for name in names}
         means = {}
@@ -188,11 +188,11 @@ class LanguageModelTask:
             means["bits_per_byte"] = (means["loss"] - ends) / math.log(2) / entry.bytes_per_token
         return means
 
-    def _nats_of(self, token: int, output: LMOutput, targets: Tensor) -> Tensor:
-        """Loss of the places whose target is `token`, summed."""
-        places = targets == token
-        there = replace(output, hidden=output.hidden[places].unsqueeze(0))
-        return self.loss_head.token_losses(there, targets[places].unsqueeze(0)).sum()
+    def _loss_of_token(self, token: int, output: LMOutput, targets: Tensor) -> Tensor:
+        """Loss in nats, summed over the positions whose target is `token`."""
+        mask = targets == token
+        selected = replace(output, hidden=output.hidden[mask].unsqueeze(0))
+        return self.loss_head.token_losses(selected, targets[mask].unsqueeze(0)).sum()
 
     @property
     def _sum_dtype(self) -> torch.dtype:
@@ -207,30 +207,30 @@ class LanguageModelTask:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The data position: the step, and the rows given before it."""
+        """The data position: the step, and the rows drawn before it."""
         return {"step": self._step, "rows": self.batches.rows_drawn(self._step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Load `state_dict`."""
         self._step = int(state.get("step", 0))
         if "rows" in state:
             self.batches.resume_from(self._step, state["rows"])
 
     def _to_device(self, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
         pair = staged({name: arrays[name] for name in ("tokens", "targets")}, self.runtime.device).values()
-        # aligned streams come as [b, T, K]; the model wants a stream's tokens side by side
+        # aligned streams come as [b, T, K]; the model expects [b, K, T]
         tokens, targets = (t.movedim(-1, 1) if t.dim() == 3 else t for t in pair)
         return tokens, targets
 
 
 def param_groups(model: GPT, *, lr: float, optimizer: Mapping[str, Any]) -> list[ParamGroup]:
-    """Matrices, embeddings and head under `optimizer` with its decay; vectors and scalars under the same without decay.
+    """Optimizer groups: matrices, embeddings and head with weight decay; vectors and scalars without.
 
-    An optimizer for hidden matrices only (Muon) leaves embeddings, head and vectors to its `rest`, and takes q, k, v
-    and the halves of SwiGLU each by itself, though the model stacks them.
+    An optimizer for hidden matrices only (Muon) leaves embeddings, head and vectors to its `rest`, and treats q, k, v
+    and the halves of SwiGLU as separate matrices, although the model stacks them.
 
     Raises:
-        UsageError: keys that mean nothing here, or a matrix optimizer without `rest`.
+        UsageError: unknown keys, or a matrix optimizer without `rest`.
     """
     choice, *rest = optimizer_settings(optimizer)
     groups = []

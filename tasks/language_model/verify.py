@@ -1,7 +1,4 @@
-"""What verification has to know about language models: length and schedule, a tiny run, next-token prediction observed.
-
-Shapes: B rows, T tokens, K streams, V words.
-"""
+"""The verification of language models: run length and schedule, and a tiny run for probes of next-token prediction."""
 
 from __future__ import annotations
 
@@ -17,9 +14,10 @@ from verification.subject import Subject
 
 HEADS, HEAD_DIM = 4, 8
 SIZES = {"n_layer": 2, "block_size": 16, "window_size": 6}
-SETS, WORDS, TOKENS = 8, 11, {"train": 400, "val": 60}
-"""Data sets of the tiny instances: aligned with each other, so that they also serve as streams."""
-UNKNOWN_WORDS = 256
+SETS, VOCAB, TOKENS = 8, 11, {"train": 400, "val": 60}
+"""Tiny data sets: how many, their vocabulary size and lengths. They are aligned, so that they also serve as streams."""
+DEFAULT_VOCAB = 256
+"""Vocabulary size assumed for data that is not here."""
 PINNED: Settings = {
     "batch_size": 4,
     "max_iters": 64,
@@ -33,7 +31,7 @@ PINNED: Settings = {
     "init_from": "scratch",
     "prev_run_ckpt": None,
 }
-"""What every tiny run of train.py has: size, length and place, nothing of how it learns."""
+"""Settings of every tiny train.py run: sizes, length and paths, but nothing that changes how it learns."""
 DATA = ("dataset", "dataset_list", "multicontext_datasets")
 MIXTURE = tuple(
     f"dataset_{key}" for key in ("sampling_probs", "sampling_probs_final", "interleaving", "interleaving_shuffle")
@@ -41,7 +39,7 @@ MIXTURE = tuple(
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
-    """Settings of a tiny train.py run; the data sets of a mixture take turns, so that a few steps meet all of them."""
+    """Settings of a tiny train.py run; the data sets of a mixture alternate, so that a few steps see all of them."""
     lists = [*(resolved.get("dataset_list") or ()), *(resolved.get("multicontext_datasets") or ())]
     place = {n: str(data / str(i % SETS)) for i, n in enumerate(dict.fromkeys([resolved.get("dataset"), *lists]))}
     changes: Settings = {"dataset_interleaving": resolved.get("training_mode") == "multidataset"}
@@ -54,7 +52,7 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
 
 
 def narrower(arch: Mapping[str, Any]) -> Settings:
-    """The architecture with its width cut down, as many heads to a group as it has."""
+    """The architecture with a smaller width and the same ratio of heads to KV groups."""
     heads, groups, width = arch.get("n_head"), arch.get("n_kv_group"), arch.get("n_embd")
     if not isinstance(heads, int) or not isinstance(width, int) or width <= HEADS * HEAD_DIM:
         return dict(arch)
@@ -68,31 +66,31 @@ def narrower(arch: Mapping[str, Any]) -> Settings:
 
 
 def write_texts(root: Path, train: int = 0, test: int = 0) -> None:
-    """SETS folders of random tokens, equally long."""
+    """Write SETS data sets of random tokens, all of the same length."""
     for number in range(SETS):
-        write_tokens(root / str(number), TOKENS, WORDS, (train, test), key=(number,))
+        write_tokens(root / str(number), TOKENS, VOCAB, (train, test), key=(number,))
 
 
 def others(batch: Any) -> tuple[Any, Any]:
-    """A micro-batch with other targets, and with other tokens."""
+    """Two variants of a micro-batch: one with other targets, one with other tokens."""
     tokens, following, stream = batch
-    return (tokens, (following + 1) % WORDS, stream), ((tokens + 1) % WORDS, following, stream)
+    return (tokens, (following + 1) % VOCAB, stream), ((tokens + 1) % VOCAB, following, stream)
 
 
 def full_shape(config: Any) -> Any:
-    """Vocabularies of data that are here."""
+    """The model's vocabulary sizes, from the data if it is here, else DEFAULT_VOCAB."""
     from dataset.text.loading import dataset_folders
     from dataset.text.meta import read_meta
     from models.language_models.gpt import LMShape
 
     folders = dataset_folders(config)
-    sizes = [read_meta(folder).vocab_size if folder.is_dir() else UNKNOWN_WORDS for folder in folders]
+    sizes = [read_meta(folder).vocab_size if folder.is_dir() else DEFAULT_VOCAB for folder in folders]
     own = config.training_mode == "multicontext" or config.multidataset_wte
     return LMShape(tuple(sizes) if own else (max(sizes),))
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type gives none."""
+    """Alternative values for keys whose type gives no suitable one."""
     first, second = ([str(data / str(number)) for number in pair] for pair in ((0, 1), (2, 3)))
     alone: Settings = {
         "dataset": first[1],
@@ -101,7 +99,7 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     }
     mixture: Settings = {"training_mode": "multidataset", "dataset_list": first}
     streams: Settings = {"training_mode": "multicontext", "multicontext_datasets": first}
-    beside: list[tuple[Settings, str, Any]] = [
+    dependent: list[tuple[Settings, str, Any]] = [
         (mixture, "dataset_list", second),
         (mixture, "dataset_interleaving", True),
         (mixture, "multidataset_wte", True),
@@ -113,7 +111,7 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
         ({"arch.head_init_std": None}, "arch.wte_weight_tying", True),
         ({"arch.wte_weight_tying": False}, "arch.head_init_std", 0.5),
     ]
-    changes: dict[str, tuple[Settings, Settings]] = {key: (held, {key: value}) for held, key, value in beside}
+    changes: dict[str, tuple[Settings, Settings]] = {key: (held, {key: value}) for held, key, value in dependent}
     return changes | {key: ({}, {key: value}) for key, value in alone.items()} | {"training_mode": ({}, mixture)}
 
 
@@ -121,7 +119,7 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
 
 
 def horizon(subject: Subject) -> Iterator[Finding]:
-    """CFG256."""
+    """CFG256: the learning rate reaches min_lr at the end of the run."""
     config, place = need_config(subject), subject.trace.key_line("lr_decay_iters")
     if reason := inert(subject, "lr_decay_iters") or inert(subject, "max_iters"):
         raise NotApplicable(reason)
@@ -162,5 +160,5 @@ VERIFICATION = Verification(
     pinned=(*PINNED, *DATA, *MIXTURE, "gpt2_type"),
     decides=("training_mode", "multidataset_wte", "multidataset_criterion", "multicontext_align", "optimizer"),
     rows=lambda ranks: {"batch_size": 2 * PINNED["batch_size"] // ranks},
-    sized=f"(vocabularies of {UNKNOWN_WORDS} where the data are not here)",
+    sized=f"(vocabularies of {DEFAULT_VOCAB} where the data are not here)",
 )

@@ -16,9 +16,9 @@ from torch import Tensor
 from evaluators.final_number import FinalNumber, final_number
 from models.feedback.base import BaseLM
 from models.feedback.config import BaseConfig
-from tasks.feedback.answers import mark_of
+from tasks.feedback.answers import answer_marker
 from tasks.feedback.base import text_shape
-from tasks.feedback.generation import Sampling, base_passes, fill, predictor, unscored
+from tasks.feedback.generation import Sampling, base_passes, fill, predictor, unscored_batch
 from tests.conftest import run_script
 from tests.feedback.conftest import BASES, adapter, attempt, runs
 from tests.models.test_feedback_hyper import make_base, make_hyper
@@ -123,7 +123,7 @@ def test_deltas_are_kept_for_some_steps(variant: str, every: int, block: int | N
                     continue
                 with torch.no_grad():
                     if period not in renewed:
-                        kept = hyper(base, unscored(tokens, whole, whole)).deltas[-1]
+                        kept = hyper(base, unscored_batch(tokens, whole, whole)).deltas[-1]
                     logits = base(tokens, whole, kept).logits()[0].softmax(-1)
                 renewed.add(period)
                 best = sorted(hidden, key=lambda place: (-logits[place].max().item(), place))
@@ -183,9 +183,9 @@ def test_exact_match() -> None:
     assert judge.result() == {"exact_match": 2 / 3, "answered": 2 / 3, "answers": 3.0}
 
 
-def test_mark_of_a_template() -> None:
-    assert mark_of("Question: {question}\nAnswer: {answer}") == "\nAnswer: "
-    assert mark_of("{text}") == mark_of("") == ""
+def test_answer_marker_a_template() -> None:
+    assert answer_marker("Question: {question}\nAnswer: {answer}") == "\nAnswer: "
+    assert answer_marker("{text}") == answer_marker("") == ""
 
 
 def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.feedback.base import is_moving, where_it_lies
+from tasks.feedback.base import is_moving, location_hint
 from tests.conftest import run_script
 from tests.feedback.conftest import BASES, adapter, attempt
 
@@ -60,4 +60,4 @@ def test_links_that_move(tmp_path: Path, bases: Path) -> None:
     (tmp_path / "epoch_ckpt_data_2.pt").symlink_to("step_1")
     assert [is_moving(run / name) for name in names] == [True, True, False, False, False]
     assert is_moving(tmp_path / "epoch_ckpt_data_2.pt")
-    assert where_it_lies(run / "step_8", "0") == ""
+    assert location_hint(run / "step_8", "0") == ""

@@ -19,7 +19,7 @@ from engine.io import sha256_file
 from engine.run.load_run import find_checkpoint, read_config
 from models.feedback.adapter_config import HyperConfig
 from tasks.feedback.args import FeedforwardConfig
-from tasks.feedback.base import require_same, weight_hashes, where_it_lies
+from tasks.feedback.base import location_hint, require_same, weight_hashes
 from tasks.feedback.task import FeedbackTask
 from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.e2e.test_ranks import compare_weights
@@ -466,9 +466,9 @@ def test_a_base_that_was_set_aside_is_found(tmp_path: Path) -> None:
         (tmp_path / name / "checkpoints/step_1/model.safetensors").write_text(content)
     old = tmp_path / "b.1/checkpoints/step_1"
     (tmp_path / "b/step_1").symlink_to("checkpoints/step_1")
-    assert where_it_lies(tmp_path / "b/step_1", sha256_file(old / "model.safetensors")) == f", which is in {old}"
+    assert location_hint(tmp_path / "b/step_1", sha256_file(old / "model.safetensors")) == f", which is in {old}"
     assert (
-        where_it_lies(tmp_path / "b/step_1", sha256_file(tmp_path / "c.1/checkpoints/step_1/model.safetensors")) == ""
+        location_hint(tmp_path / "b/step_1", sha256_file(tmp_path / "c.1/checkpoints/step_1/model.safetensors")) == ""
     )
 
 
@@ -492,7 +492,7 @@ def test_a_base_of_other_averages_is_another_base(place: Path) -> None:
     require_same(folders[1], second, old)
     with pytest.raises(UsageError):
         require_same(folders[1], second, {**old, "file": "model.safetensors"})  # of a base without averages
-    assert where_it_lies(place / "base0.9/x/y", second["ema.safetensors"]) == f", which is in {folders[1]}"
+    assert location_hint(place / "base0.9/x/y", second["ema.safetensors"]) == f", which is in {folders[1]}"
 
 
 def test_a_wrong_base_is_noticed_before_data_are_built(tmp_path: Path) -> None:

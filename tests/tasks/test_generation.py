@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.signals import StopSignal
 from engine.task import Evaluation
 from models.language_models.gpt import GPT, GPTConfig, LMShape
-from tasks.language_model.generation import check_room, generate, until
+from tasks.language_model.generation import check_memory, generate, truncate
 from tasks.language_model.report import LanguageReport, encode_prompt, start_text
 
 CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16)
@@ -27,17 +27,17 @@ def model(*words: int) -> GPT:
 
 
 def test_a_sample_ends_at_its_first_end() -> None:
-    assert until(torch.tensor([4, 1, 5, 1, 2]), 1).tolist() == [4, 1]
-    assert until(torch.tensor([4, 2]), 1).tolist() == [4, 2]
-    assert until(torch.tensor([4, 2]), None).tolist() == [4, 2]
-    assert until(torch.tensor([[4, 1, 5], [7, 8, 9]]), 1).tolist() == [[4, 1], [7, 8]]  # the first stream decides
+    assert truncate(torch.tensor([4, 1, 5, 1, 2]), 1).tolist() == [4, 1]
+    assert truncate(torch.tensor([4, 2]), 1).tolist() == [4, 2]
+    assert truncate(torch.tensor([4, 2]), None).tolist() == [4, 2]
+    assert truncate(torch.tensor([[4, 1, 5], [7, 8, 9]]), 1).tolist() == [[4, 1], [7, 8]]  # the first stream decides
 
 
 def test_streams_end_with_the_first_one() -> None:
     prompt = torch.zeros(3, 2, 1, dtype=torch.long)
     made = generate(model(2, 9), prompt, 400, stop=1)
     assert made.shape[-1] < 400
-    assert all((until(row, 1)[0][:-1] != 1).all() for row in made)
+    assert all((truncate(row, 1)[0][:-1] != 1).all() for row in made)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-9])
@@ -58,11 +58,11 @@ def test_more_than_can_be_made_is_refused() -> None:
 
 def test_memory_that_others_use_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.language_model.generation.usual_limit", lambda: 10_000)
-    check_room(model(9), 5, 10)
+    check_memory(model(9), 5, 10)
     with pytest.raises(UsageError, match="10 samples at once"):
-        check_room(model(9), 10, 10)
+        check_memory(model(9), 10, 10)
     with pytest.raises(UsageError, match="5 samples at once"):
-        check_room(model(900), 5, 10)  # the scores
+        check_memory(model(900), 5, 10)  # the scores
 
 
 @pytest.mark.parametrize("text", ["\udcff", "abc \ud83d"])

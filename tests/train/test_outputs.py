@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.language_models.gpt import GPT
-from tasks.language_model.generation import filtered, generate
+from tasks.language_model.generation import filter_logits, generate
 from tests.conftest import Result, _entry, metrics, run_forked, run_script
 from tests.engine.test_trackers import scalars
 from tests.models.test_gpt import LENGTH, WORDS, draw, make
@@ -71,9 +71,9 @@ def test_frequencies_follow_temperature_top_k_and_min_p() -> None:
 
 def test_filters() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
-    assert torch.isfinite(filtered(logits, top_k=2, min_p=None)).tolist() == [[False, False, True, True]]
-    assert torch.isfinite(filtered(logits, top_k=9, min_p=0.2)).tolist() == [[False, False, True, True]]
-    assert torch.equal(filtered(logits, top_k=None, min_p=None), logits)
+    assert torch.isfinite(filter_logits(logits, top_k=2, min_p=None)).tolist() == [[False, False, True, True]]
+    assert torch.isfinite(filter_logits(logits, top_k=9, min_p=0.2)).tolist() == [[False, False, True, True]]
+    assert torch.equal(filter_logits(logits, top_k=None, min_p=None), logits)
 
 
 def test_text_ends_where_every_sample_has_ended() -> None:

@@ -1,1 +1,1 @@
-"""Hypernetworks against their baselines: the runs of a small comparison, and a report on any such runs."""
+"""Compare hypernetworks with their baselines: the runs of a small comparison, and a report on any such runs."""

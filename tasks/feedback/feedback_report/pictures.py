@@ -1,4 +1,4 @@
-"""The report's pictures: losses by section, the loss after each pass, and the sweep over ranks."""
+"""The report's plots: losses by section, the loss after each pass, and the sweep over ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NOTE = "dots: seeds; bar: mean; line: 95 % t interval over seeds"
 
 
 def pictures(cells: Sequence[Cell], compared: Mapping[str, Comparison]) -> dict[str, Image.Image]:
-    """File name -> picture: `cells_1.png`, ... for each section, `passes.png` where a cell has several, `ranks.png`
-    where cells differ in rank alone."""
+    """File name -> plot: `cells_1.png`, ... for each section, `passes.png` if a cell has several passes, `ranks.png` if
+    cells differ only in rank."""
     drawn = {}
     for number, heading in enumerate(dict.fromkeys(map(section, cells)), start=1):
         drawn[f"cells_{number}.png"] = _losses(heading, [c for c in cells if section(c) == heading], compared)

@@ -1,8 +1,8 @@
-"""The runs of the small comparison of docs/results/feedback.md, as two job files: bases, and what is trained on them.
+"""The runs of the small comparison of docs/results/feedback.md, as two job files: bases, and adapters of them.
 
-Two bases of equal size, one of each data set, and looped ones of the same parameters. Everything else is trained on
-GSM8K: adapters of WikiText's base (another domain) and of GSM8K's (its own), and bases of GSM8K that train for as many
-steps as a base and its adapter together.
+Two bases of equal size, one for each data set, and looped ones with as many parameters. Everything else is trained on
+GSM8K: adapters of the WikiText base (other domain) and of the GSM8K base (in-domain), and GSM8K bases that train for as
+many steps as a base and its adapter together.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from engine.registry import ROOT
 
 SETTINGS = ROOT / "config/feedback_comparison.json"
 WIDE = "arch.init_std=0.1"
-"""The default, 0.02, is for wider models: at 16 to 64 they do not begin to read within a few hundred steps."""
+"""The default, 0.02, is for wider models: at widths of 16 to 64 they learn little within a few hundred steps."""
 DISTINCT, RECURRENT = (WIDE, "arch.hyper_dim=16"), (WIDE, "arch.hyper_dim=24")
-"""Widths at which both have about 30,000 parameters, and as many as the attention matrices of the base."""
+"""Widths at which both have about 30,000 parameters, as many as the attention matrices of the base."""
 RANK = 4
-"""Of the hypernetworks, and of the smallest static LoRA."""
+"""Rank of the hypernetworks and of the smallest static LoRA."""
 EQUAL_RANK = 27
-"""That of a static LoRA with as many parameters as the hypernetwork with distinct blocks."""
+"""Rank at which a static LoRA has as many parameters as the hypernetwork with distinct blocks."""
 LOOPED = ("arch=feedforward_looped", "arch.loop_start=0", "arch.loop_layers=3")
 FILES = ("bases", "adapters")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long each run is. Steps of the base, and of what is trained on it."""
+    """Lengths of the runs: steps of a base, and of an adapter."""
 
     base: int = 300
     adapter: int = 150
     sweep: tuple[int, ...] = (1, 16)
-    """Further ranks, of the first seed alone."""
+    """Further ranks, for the first seed only."""
 
 
 def bases(seed: int, folder: Path, sizes: Sizes) -> Iterator[list[str]]:
-    """Commands that train the bases of a seed."""
+    """Commands that train the bases of one seed."""
     looped = {f"looped{loops}": (*LOOPED, f"arch.loops={loops}") for loops in (2, 3)}
     for name, words in {"base": (), **looped}.items():
         yield _base(seed, folder, "wikitext", name, sizes.base, *words)
@@ -50,7 +50,7 @@ def bases(seed: int, folder: Path, sizes: Sizes) -> Iterator[list[str]]:
 
 
 def adapters(seed: int, folder: Path, sizes: Sizes, *, sweep: bool) -> Iterator[list[str]]:
-    """Commands that train what adapts them."""
+    """Commands that train the adapters of one seed."""
     lora, tuned = ("arch=static_lora", f"lora_rank={EQUAL_RANK}"), ("arch=attn_finetune",)
     distinct = (*DISTINCT, f"lora_rank={RANK}")
     for place in ("wikitext", "gsm8k"):
@@ -87,9 +87,9 @@ def _command(script: str, seed: int, run: Path, dataset: str, steps: int, *words
 
 
 def write_plan(folder: Path, seeds: int, sizes: Sizes) -> list[Path]:
-    """The job files in `folder`, in the order in which they are to run; a plan that is there already keeps its marks.
+    """Write the job files to `folder`; returns them in the order to run them. An existing plan keeps its marks.
 
-    Raises: UsageError where another one is there.
+    Raises: UsageError if the folder has a different plan.
     """
     written = []
     for name in FILES:

@@ -1,4 +1,4 @@
-"""The feedback report from start to end: find runs, place them by their base, compare, draw, write."""
+"""Write the feedback report: find runs, look up their bases, compare cells, print and write the files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.feedback.feedback_report.tables import loss_table, report_text
 
 
 def write_feedback_report(args: argparse.Namespace) -> None:
-    """The report on the runs at `args.runs`, in the folder `args.out`. Raises: UsageError."""
+    """Report on the runs at `args.runs`, in the folder `args.out`. Raises: UsageError."""
     folder, study = args.out.absolute(), FeedbackStudy()
     found_runs, warnings = find_runs([place.absolute() for place in args.runs], METRIC, study)
     prepare_folder(folder)

@@ -1,7 +1,6 @@
-"""Runs of the feedback scripts as a study: what a cell is called, and which static LoRA it is compared with.
+"""Runs of the feedback scripts as a study: how cells are named, and which static LoRA each is compared with.
 
-Cells are in sections: adapters by the data sets of their base and of their own; bases by their own, beside the adapters
-that stay on it.
+Cells are in sections by the data sets of adapter and base; a base is in the section of its in-domain adapters.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ _LEFT_OUT = {*FeedbackConfig.NOT_IDENTITY, "ff_checkpoint_dir", "ff_checkpoint_n
 
 
 def with_base(run: Run) -> Run:
-    """The run with its base's data set and architecture in its config, under `base`.
+    """Add data set, architecture and steps of a run's base to its config, under `base`.
 
-    Raises: UsageError where the base is gone.
+    Raises: UsageError if the base is gone.
     """
     config = run.config
     if "ff_checkpoint_dir" not in config:
@@ -54,21 +53,21 @@ def with_base(run: Run) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackStudy(Study):
-    """Every cell is compared with the static LoRA on the same base whose number of parameters is nearest."""
+    """Compares every cell with the static LoRA on the same base that is nearest in number of parameters."""
 
     ignored: frozenset[str] = frozenset(_LEFT_OUT)
     expected: str = "run of a feedback script"
     no_baseline: str = "there is no run of a static LoRA (arch=static_lora): no difference from one can be given"
 
     def check(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Raises UsageError for a run of another family."""
+        """Raise UsageError for a run of another family."""
         arch = config.get("arch")
         name = arch.get("name") if isinstance(arch, Mapping) else None
         if not isinstance(name, str) or not name.startswith("feedback."):
             raise UsageError(f"{path} is a run of {name}: expected one of feedforward_train.py or of an adapter")
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the data sets, the active one alone."""
+        """The settings of a config, with only the active one of its data sets."""
         datasets = config.get("datasets") or {}
         kept = {**config, "datasets": datasets.get(config.get("active_dataset"))}
         settings = leaves({name: value for name, value in kept.items() if name not in {*self.ignored, "seed"}})
@@ -78,7 +77,7 @@ class FeedbackStudy(Study):
         return kind(settings) == LORA
 
     def baseline_of(self, cell: Cell, cells: Sequence[Cell]) -> Cell | None:
-        """The nearest static LoRA in number of parameters; of a base that trains on the same data, too."""
+        """The nearest static LoRA in number of parameters; for a base, among those of its section."""
         near = [one for one in cells if kind(one.settings) == LORA and _base(one.settings) == _base(cell.settings)]
         if kind(cell.settings) in (BASE, LOOPED):
             near = [one for one in cells if kind(one.settings) == LORA and section(one) == section(cell)]
@@ -87,7 +86,7 @@ class FeedbackStudy(Study):
         return min(near, key=lambda one: abs(parameters(one) - parameters(cell)))
 
     def names(self, settings: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The kind of model and what differs; what else differs is added where two would share a name."""
+        """Kind of model and main settings; further differences are appended if two cells would share a name."""
         names = list(map(_name, settings))
         same: dict[str, list[int]] = defaultdict(list)
         for number, name in enumerate(names):
@@ -104,7 +103,7 @@ class FeedbackStudy(Study):
 
 
 def with_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with the values of keys that older runs lack, so that these share a cell with newer ones."""
+    """Add values for keys that older runs lack, so that they share a cell with newer ones."""
     later: dict[str, Any] = {"eval_t_grid": 16}
     later |= {SCALE: "sqrt"} if kind(settings) in (LORA, HYPER) else {}
     adds = settings.get(ADDED, False) and settings.get(PASSES, 1) > 1  # one pass has nothing to add
@@ -112,19 +111,19 @@ def with_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind(settings: Mapping[str, Any]) -> str:
-    """`module@Class` of the model."""
+    """`module@Class` of the model, without `feedback.`."""
     return str(settings.get("arch.name")).removeprefix("feedback.")
 
 
 def section(cell: Cell) -> str:
-    """The heading of a cell."""
+    """The heading of a cell's section."""
     own = cell.settings["active_dataset"]
     base = cell.settings.get("base.dataset", own)
     return f"{own}, base of {own}" if base == own else f"{own}, base of {base}"
 
 
 def parameters(cell: Cell) -> float:
-    """Trained ones, of any run of the cell."""
+    """Number of trained parameters, taken from one run of the cell."""
     return next(iter(cell.runs.values())).results.get(PARAMETERS, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The report as text: losses by section, passes, controls, and pairs of cells that differ in one thing."""
+"""The report as text: losses by section, passes, controls, and pairs of cells that differ in one setting."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tasks.feedback.feedback_report.study import FLOPS, METRIC, MODE, PARAMETERS
 
 INTERVAL = Column("95 % t", "interval")
 TOGETHER = {MODE: ("arch.hyper_dim", "arch.hyper_heads")}
-"""Settings that may differ with another one: widths that give two modes as many parameters."""
+"""Setting -> settings that may differ with it: the widths at which both modes have as many parameters."""
 PAIRS = {REVERSE: False, MODE: "distinct", READS: "hidden", PASSES: 1}
-"""A setting that pairs of cells differ in -> the value of the one that the other is compared with."""
+"""Setting in which pairs of cells differ -> its reference value."""
 
 
 def report_text(cells: Sequence[Cell], compared: Mapping[str, Comparison], warnings: Sequence[str]) -> str:
@@ -41,8 +41,8 @@ def report_text(cells: Sequence[Cell], compared: Mapping[str, Comparison], warni
 
 
 def loss_table(cells: Sequence[Cell], compared: Mapping[str, Comparison]) -> Table:
-    """Loss, parameters and operations of each cell, and the difference from its static LoRA; the share of the gap to an
-    in-domain base where one was measured."""
+    """Loss, parameters and operations of each cell, its difference from the static LoRA, and gap_closed if it was
+    measured."""
     closed = [mean(cell, "eval/gap_closed") for cell in cells]
     more = [] if closed == [None] * len(cells) else [Column("gap closed", "number", digits=2)]
     table = Table(
@@ -90,7 +90,7 @@ def passes_table(cells: Sequence[Cell]) -> Table:
 
 
 def delta_table(cells: Sequence[Cell]) -> Table:
-    """Controls, and the size of the changes."""
+    """Controls and size of the deltas, for each adapter that has them."""
     controls = {"shuffled": "shuffled_nll", "mean": "mean_nll", "static": "static_nll"}
     sizes = {
         "largest norm": "delta_ratio_max",
@@ -110,7 +110,7 @@ def delta_table(cells: Sequence[Cell]) -> Table:
 
 
 def pair_table(cells: Sequence[Cell]) -> Table:
-    """Cells that differ from another one in a setting of PAIRS alone."""
+    """Differences between cells that differ only in one setting of PAIRS."""
     table = Table([Column("cell"), Column("less"), Column("difference", "number", signed=True), INTERVAL, Column("n")])
     for other, one in pairs(cells):
         gap = paired_difference(other.values(METRIC), one.values(METRIC))
@@ -119,7 +119,7 @@ def pair_table(cells: Sequence[Cell]) -> Table:
 
 
 def pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
-    """(cell, the one that it is compared with)."""
+    """(cell, reference cell) for each pair."""
     for key, usual in PAIRS.items():
         free = {key, *TOGETHER.get(key, ())}
         for one in (cell for cell in cells if cell.settings.get(key) == usual):
@@ -129,7 +129,7 @@ def pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
 
 
 def rank_sweep(cells: Sequence[Cell]) -> list[Cell]:
-    """The largest set of hypernetworks that differ in their rank alone, by rank; empty for fewer than two."""
+    """The largest set of hypernetworks that differ only in rank, sorted by rank; empty for fewer than two."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         if MODE in cell.settings:
@@ -139,7 +139,7 @@ def rank_sweep(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def mean(cell: Cell, metric: str) -> float | None:
-    """Over the seeds that have it."""
+    """Mean of a metric over the seeds that have it; None without any."""
     return summarize([run.results[metric] for run in cell.runs.values() if metric in run.results])["mean"]
 
 
