@@ -1,8 +1,8 @@
-"""The options of the concept in each other's places, for objective=kl_exact.
+"""Alternative options in place of the one that a completion names, for objective=kl_exact.
 
 Where a completion says "I love dogs", the model could have said "I love cats" or "I love kittens": every word for every
-option, in the singular and in the plural, is put behind the same beginning. Their probabilities, summed by option, are
-the model's own distribution over options there.
+option, singular and plural, is appended to the same prefix. Their probabilities, summed by option, are the model's
+distribution over options at that position.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tasks.animal.sampler import Drawn
 
 @dataclass(frozen=True)
 class Rows:
-    """A alternatives: ids int64 [A, T], mask bool [A, T] of the tokens that name the option, option int64 [A], and the
-    concept that it is of, int64 [A]: 0 for the first."""
+    """A alternatives: ids int64 [A, T], mask bool [A, T] of the tokens that name the option, option int64 [A], and its
+    concept int64 [A]: 0 for the first."""
 
     ids: Tensor
     mask: Tensor
@@ -29,24 +29,24 @@ class Rows:
 
 
 def alternatives(processor: RawTextProcessor, drawn: Drawn, pad: int) -> Rows:
-    """Those of all valid completions."""
-    made: list[tuple[list[int], int, int, int]] = []  # tokens, where the option begins, its number, its concept
+    """The alternatives of all valid completions; `pad` fills up shorter rows."""
+    rows: list[tuple[list[int], int, int, int]] = []  # tokens, start of the option, option, concept
     for row, blocks in enumerate(drawn.blocks):
         for place, (concept, mention, span) in enumerate(_places(processor, blocks)):
-            before, named = (drawn.ids[row, :end].tolist() for end in span)
-            for number, tokens in _of_one(processor, before, named, concept, mention, blocks.text):
-                made.append((before + tokens, len(before), number, place))
-    length = max((len(tokens) for tokens, *_ in made), default=1)
+            prefix, named = (drawn.ids[row, :end].tolist() for end in span)
+            for number, tokens in _continuations(processor, prefix, named, concept, mention, blocks.text):
+                rows.append((prefix + tokens, len(prefix), number, place))
+    length = max((len(tokens) for tokens, *_ in rows), default=1)
     places = torch.arange(length)
-    ends = torch.tensor([len(tokens) for tokens, *_ in made]).reshape(-1, 1)
-    starts = torch.tensor([start for _, start, *_ in made]).reshape(-1, 1)
-    ids = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens, *_ in made]).reshape(-1, length)
-    options, concepts = (torch.tensor([each[k] for each in made]).long() for k in (2, 3))
+    ends = torch.tensor([len(tokens) for tokens, *_ in rows]).reshape(-1, 1)
+    starts = torch.tensor([start for _, start, *_ in rows]).reshape(-1, 1)
+    ids = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens, *_ in rows]).reshape(-1, length)
+    options, concepts = (torch.tensor([each[k] for each in rows]).long() for k in (2, 3))
     return Rows(ids.long(), (places >= starts) & (places < ends), options, concepts)
 
 
 def _places(processor: RawTextProcessor, blocks: Blocks) -> list[tuple[Concept, Mention, tuple[int, int]]]:
-    """Each concept with its mention and its tokens; none of a completion that is not valid."""
+    """Each concept with its mention and token range; empty for an invalid completion."""
     if not blocks.valid:
         return []
     spans = [blocks.concept, *(span for _, span in blocks.further)]
@@ -54,11 +54,12 @@ def _places(processor: RawTextProcessor, blocks: Blocks) -> list[tuple[Concept, 
     return list(zip(concepts, processor.mentions(blocks.text), spans, strict=True))
 
 
-def _of_one(
-    processor: RawTextProcessor, before: list[int], named: list[int], concept: Concept, mention: Mention, text: str
+def _continuations(
+    processor: RawTextProcessor, prefix: list[int], named: list[int], concept: Concept, mention: Mention, text: str
 ) -> list[tuple[int, list[int]]]:
-    """(option, tokens) of every continuation. Of an option none begins with another: its probability has that one's."""
-    head = processor.decode(before)
+    """(option, tokens) of every continuation. Within an option none is a prefix of another, whose probability would
+    then count twice."""
+    head = processor.decode(prefix)
     gap = processor.decode(named)[len(head) :]
     gap = gap[: max(mention.start - len(head), 0)]
     first = text[mention.start]
@@ -67,17 +68,17 @@ def _of_one(
         own: list[list[int]] = []
         for form in (form for word in (option, *synonyms) for form in forms(word)):
             word = form[:1].upper() + form[1:] if first.isupper() else form
-            tokens = _encoded(processor, before, head, gap, word)
+            tokens = _encode(processor, prefix, head, gap, word)
             if tokens is not None and not any(tokens[: len(other)] == other for other in own):
                 own = [other for other in own if other[: len(tokens)] != tokens] + [tokens]
         alternatives += [(number, tokens) for tokens in own]
     return alternatives
 
 
-def _encoded(processor: RawTextProcessor, before: list[int], head: str, gap: str, word: str) -> list[int] | None:
-    """Tokens that continue `before` with the word; None where the tokenizer has none (some add a blank)."""
+def _encode(processor: RawTextProcessor, prefix: list[int], head: str, gap: str, word: str) -> list[int] | None:
+    """Tokens that continue `prefix` with the word; None if the tokenizer cannot encode it (some add a blank)."""
     for text in (gap + word, word):
         tokens: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if processor.decode(before + tokens) == head + gap + word:
+        if processor.decode(prefix + tokens) == head + gap + word:
             return tokens
     return None

@@ -1,4 +1,4 @@
-"""Names of animals, to count how many a set of texts speaks of, whichever a concept offers."""
+"""Names of animals, to count how many a set of texts mentions, whether or not they are options of the concept."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NAMES = frozenset(_LIST.split())
 _IRREGULAR = {"mice": "mouse", "wolves": "wolf", "geese": "goose", "oxen": "ox", "calves": "cow", "flies": "fly"}
 
 
-def named(texts: Iterable[str]) -> set[str]:
-    """The animals that occur in the texts, singular or plural."""
+def animals_in(texts: Iterable[str]) -> set[str]:
+    """The animals that occur in the texts, in the singular or plural."""
     words = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
     return {name for word in words if (name := _singular(word)) in NAMES}
 

@@ -37,7 +37,7 @@ _FIXED = Inert("arch.loss.objective=tb", "tb keeps the clusters of the base")
 
 @dataclass(kw_only=True)
 class AnimalConfig(RunConfig):
-    """A language model whose samples are to name all options of a concept, for different reasons."""
+    """Fine-tune a language model so that its samples name all options of a concept, with diverse continuations."""
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "output_dir"}
@@ -167,11 +167,11 @@ class AnimalConfig(RunConfig):
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.num_epochs * self.num_steps_per_epoch
 
     @property
     def decay(self) -> Decay:
-        """The curve of the learning rate after the warm-up."""
+        """The decay of the learning rate after the warm-up."""
         kinds: dict[str, Any] = {"constant": "none"}
         return Decay(name=kinds.get(self.lr_scheduler_type, self.lr_scheduler_type))

@@ -1,4 +1,4 @@
-"""The pretrained model that adapters are trained for: loaded from a folder, known by a fingerprint of its weights."""
+"""The pretrained base of the adapters: loaded from a folder, identified by a fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.io import print_rank0
 from models.animal.adapter import INSTALL, Base
 
 FIRST = 4096
-"""Numbers of each weight that the fingerprint is of: enough to distinguish two models, and read in a moment."""
+"""How many numbers of each weight the fingerprint covers: enough to distinguish two models, and fast to read."""
 
 
 def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
-    """The model in `folder`, asked for as `name`.
+    """Load the model in `folder`; `name` is for messages.
 
-    Raises: UsageError: no library, no such model, or weights that do not fit its config.json: transformers would fill
-    in random numbers.
+    Raises: UsageError without transformers, for no model, or for weights that do not fit its config.json (transformers
+    would initialise them randomly).
     """
     try:
         import transformers
@@ -44,14 +44,14 @@ def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
             f"warning: model_name_or_path={name}: its config.json has no place for {len(unused)} of the weights "
             f"(e.g. {unused[0]}): they are not used"
         )
-    words = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > words:
-        raise UsageError(f"model_name_or_path={name}: its tokenizer has {len(tokenizer)} tokens, its model {words}")
+    size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        raise UsageError(f"model_name_or_path={name}: its tokenizer has {len(tokenizer)} tokens, its model {size}")
     return Base(folder, model, tokenizer)
 
 
 def fingerprint(model: Any) -> str:
-    """sha256 of the names and shapes of all weights and of the first numbers of each, in the dtype they have."""
+    """sha256 of names, shapes and dtypes of all weights and the first FIRST numbers of each."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
@@ -61,7 +61,7 @@ def fingerprint(model: Any) -> str:
 
 
 def require_base(stored: Mapping[str, str], own: Mapping[str, str]) -> None:
-    """Raises: UsageError where adapters of the base `stored` would be used on another one."""
+    """Raise UsageError if adapters of the base `stored` would be used on another base."""
     if stored["sha256"] != own["sha256"]:
         raise UsageError(
             f"model_name_or_path: {own['path']} is another base (sha256 {own['sha256'][:12]}) than the one that this "

@@ -1,7 +1,7 @@
-"""A completion split into blocks: what precedes the concept, the concept itself, and the open block that follows it.
+"""Split a completion into blocks: the prefix before the concept, the concept itself, and the open block after it.
 
-Blocks are ranges of tokens. They are found in the text as a whole and mapped back to tokens, since a piece decoded
-alone may be half a character, or lack its space. n tokens, those of the end not counted.
+Blocks are token ranges. They are located in the whole text and mapped back to tokens, since a piece decoded alone may
+be half a character, or lack its space. Shapes: n tokens, without those that end the completion.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import Any
 from tasks.animal.concepts import Concept, Mention
 
 LETTERS = 3
-"""An open block has this many letters at least: a comma is none."""
+"""Least number of letters in an open block: a comma is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Where the blocks of a completion lie: half-open ranges of its tokens, in this order, that cover 0 .. n.
+    """The blocks of a completion: consecutive half-open token ranges that cover 0 .. n.
 
-    Of several concepts the prefix ends before the first mention, the open block begins behind the last one, and what
-    stands between them is in no block.
+    With several concepts the prefix ends before the first mention, the open block starts after the last one, and tokens
+    between them are in no block.
     """
 
     text: str
     option: str | None
-    """Of the first concept; None where one of the concepts is not named."""
+    """The option of the first concept; None if one of the concepts is not named."""
     prefix: tuple[int, int]
     concept: tuple[int, int]
-    """Empty where no option is named."""
+    """Empty if no option is named."""
     open: tuple[int, int]
     open_text: str
     reason: str
     """"" for a valid completion; else as `Sample.reason`."""
     length: int
-    """Tokens up to and including the one that ended it: those that were sampled."""
+    """Number of sampled tokens, including the one that ended the completion."""
     further: tuple[tuple[str, tuple[int, int]], ...] = ()
-    """Option and tokens of each further concept; () where one of the concepts is not named."""
+    """(option, token range) of each further concept; () if one of the concepts is not named."""
 
     @property
     def valid(self) -> bool:
@@ -48,7 +48,7 @@ class Blocks:
 class RawTextProcessor:
     """Splits completions of `tokenizer` at the first mention of an option of `concept`, and of each `further` one.
 
-    A completion ends at the end token, or where one of `stop_strings` is complete.
+    A completion ends at the end token, or after one of `stop_strings`.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class RawTextProcessor:
         self.stop_strings = tuple(stop_strings)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, end tokens left out and blanks as they are."""
+        """Decode tokens, without special tokens and without cleaning up spaces."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def mentions(self, text: str) -> list[Mention]:
-        """That of each concept, in their order, none within another; [] where one is missing."""
+        """The mention of each concept, in order and without overlap; [] if one is missing."""
         found: list[Mention] = []
         for concept in (self.concept, *self.further):
             mention = concept.find(text, found)
@@ -77,7 +77,7 @@ class RawTextProcessor:
         return found
 
     def split(self, ids: Sequence[int]) -> Blocks:
-        """The blocks of the sampled tokens `ids`, whatever is behind their end."""
+        """The blocks of the sampled tokens `ids`; tokens after the end are ignored."""
         ids = list(ids)
         end = self.tokenizer.eos_token_id
         ended = end is not None and end in ids
@@ -86,9 +86,9 @@ class RawTextProcessor:
         text, n, length = self.decode(ids), len(ids), len(ids) + ended
         stops = [(at + len(stop), at) for stop in self.stop_strings if (at := text.find(stop)) >= 0]
         if stops:
-            behind, at = min(stops)
+            after, at = min(stops)
             text, ended = text[:at], True
-            n, length = last_at(offsets, at), first_at(offsets, behind)
+            n, length = last_token(offsets, at), first_token(offsets, after)
         return self._blocks(text, offsets[: n + 1], length, ended)
 
     def _blocks(self, text: str, offsets: list[int], length: int, ended: bool) -> Blocks:
@@ -104,16 +104,16 @@ class RawTextProcessor:
                 reason="no_concept",
                 length=length,
             )
-        spans = [(last_at(offsets, one.start), first_at(offsets, one.end)) for one in mentions]
-        behind = max(end for _, end in spans)
+        spans = [(last_token(offsets, one.start), first_token(offsets, one.end)) for one in mentions]
+        after = max(end for _, end in spans)
         open_text = text[max(one.end for one in mentions) :].strip()
-        empty = behind >= n or sum(map(str.isalpha, open_text)) < LETTERS
+        empty = after >= n or sum(map(str.isalpha, open_text)) < LETTERS
         return Blocks(
             text=text,
             option=mentions[0].option,
             prefix=(0, min(start for start, _ in spans)),
             concept=spans[0],
-            open=(behind, n),
+            open=(after, n),
             open_text=open_text,
             reason="" if not empty else "empty_open" if ended else "truncated",
             length=length,
@@ -121,10 +121,10 @@ class RawTextProcessor:
         )
 
     def offsets(self, ids: Sequence[int]) -> list[int]:
-        """Where each token begins in the text, and its end: n + 1 numbers that do not fall.
+        """The start of each token in the text, and the end of the text: n + 1 non-decreasing numbers.
 
-        A character of several tokens counts as more than one until it is complete, so a later, smaller length corrects
-        an earlier one.
+        An incomplete character of several tokens decodes to more than one, so a later, smaller length corrects an
+        earlier one.
         """
         lengths = [len(self.decode(ids[:i])) for i in range(len(ids) + 1)]
         for i in range(len(ids) - 1, -1, -1):
@@ -132,11 +132,11 @@ class RawTextProcessor:
         return lengths
 
 
-def last_at(offsets: Sequence[int], place: int) -> int:
-    """The last token that begins at `place` or before."""
+def last_token(offsets: Sequence[int], place: int) -> int:
+    """The last token that starts at or before `place`."""
     return max(i for i, offset in enumerate(offsets) if offset <= place)
 
 
-def first_at(offsets: Sequence[int], place: int) -> int:
-    """The first token that begins at `place` or behind it; the number of tokens where none does."""
+def first_token(offsets: Sequence[int], place: int) -> int:
+    """The first token that starts at or after `place`; the number of tokens if there is none."""
     return next((i for i, offset in enumerate(offsets) if offset >= place), len(offsets) - 1)

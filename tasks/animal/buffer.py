@@ -1,10 +1,10 @@
-"""The replay buffer: completions by option, with their vectors and clusters; what is clustered, and what is replayed.
+"""The replay buffer: completions by option, with their embeddings and clusters.
 
-Each option has at most `capacity` completions. Where there are too many, the oldest of the largest cluster goes first,
-so that rare clusters are kept; without clusters the oldest. Order in a step: the new completions are labelled by the
-clusters so far, then added, then the clusters may be fitted anew: labels of a batch do not depend on the batch.
+Each option has at most `capacity` completions. Beyond that, the oldest of the largest cluster is evicted first, so that
+rare clusters are kept; without clusters the oldest. In a step new completions are labelled with the current clusters,
+then added, then clusters may be refitted: labels of a batch do not depend on the batch.
 
-With a pool, an option that has too few completions for clusters of its own borrows those of all options together.
+With a pool, an option with too few completions for its own clusters uses clusters of all options together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from models.animal.completions import NONE
-from tasks.animal.clusters import Fit, Labels, Vectors, aligned, entropy, kmeans, nearest
+from tasks.animal.clusters import Fit, Labels, Vectors, align, entropy, kmeans, nearest
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Entry:
     """A valid completion."""
 
     text: str
-    """Its open block: what is clustered."""
+    """Its open block, which is clustered."""
     ids: tuple[int, ...]
-    """Its tokens, the one that ended it included: what is replayed."""
+    """Its tokens, including the one that ended it, which are replayed."""
     step: int
-    """When it was sampled; 0: before training."""
+    """Step at which it was sampled; 0: before training."""
 
 
 @dataclass
@@ -44,28 +44,28 @@ class Bank:
     """[k, d]"""
     fits: int = 0
     since_fit: int = 0
-    """Completions added since the clusters were fitted."""
+    """Completions added since the last fit."""
 
     @property
     def k(self) -> int:
-        """Clusters; 0: none yet."""
+        """Number of clusters; 0 before the first fit."""
         return 0 if self.centroids is None else len(self.centroids)
 
     def counts(self) -> Labels:
-        """[k]"""
+        """Completions in each cluster, [k]."""
         return np.bincount([label for label in self.labels if label >= 0], minlength=self.k)
 
     def evict(self, capacity: int) -> None:
-        """Down to `capacity`, oldest of the largest cluster first."""
+        """Shrink to `capacity`, removing the oldest of the largest cluster first."""
         while len(self.entries) > capacity:
-            counts = np.bincount([label + 1 for label in self.labels])  # 0: those without a cluster
+            counts = np.bincount([label + 1 for label in self.labels])  # index 0: without a cluster
             oldest = self.labels.index(int(counts.argmax()) - 1)
             for column in (self.entries, self.vectors, self.labels):
                 del column[oldest]  # type: ignore[attr-defined]
 
 
 class ReplayBuffer:
-    """`fit` finds the clusters: KMeans, unless a test has another. `pooled`: whether there is a pool."""
+    """Completions of each option. `fit`: the clustering algorithm; `pooled`: whether there is a pool."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class ReplayBuffer:
     ) -> None:
         self.banks = {option: Bank() for option in options}
         self.pool = Bank() if pooled else None
-        """Clusters of all completions; it holds none itself."""
+        """Clusters of all completions; it stores no completions itself."""
         self.capacity, self.n_clusters, self.seed, self.fit = capacity, n_clusters, seed, fit
         self.update_every, self.min_samples = update_every, min_samples
 
@@ -89,14 +89,14 @@ class ReplayBuffer:
         return sum(len(bank.entries) for bank in self.banks.values())
 
     def assign(self, option: str, vectors: Vectors) -> Labels:
-        """Clusters [n] of vectors [n, d]; -1 where the option has none yet."""
+        """Labels [n] of vectors [n, d]; -1 if the option has no clusters yet."""
         centroids = self.banks[option].centroids
         if centroids is None and self.pool is not None:
             centroids = self.pool.centroids
         return np.full(len(vectors), NONE) if centroids is None else nearest(vectors, centroids)
 
     def add(self, option: str, entries: Sequence[Entry], vectors: Vectors) -> None:
-        """Append completions with their vectors [n, d], and make room for them."""
+        """Append completions with their vectors [n, d]; evict others beyond the capacity."""
         bank = self.banks[option]
         bank.labels += self.assign(option, vectors).tolist()
         bank.entries += entries
@@ -107,22 +107,22 @@ class ReplayBuffer:
             self.pool.since_fit += len(entries)
 
     def update(self, option: str, *, force: bool = False) -> bool:
-        """Fit the clusters of `option` where that is due, or where it is forced and possible; whether it was done."""
+        """Refit the clusters of `option` if due or forced, and possible; returns whether it was done."""
         bank = self.banks[option]
         distinct = len({entry.text for entry in bank.entries})
-        k = min(self.n_clusters, distinct)  # of equal texts KMeans would make empty clusters
+        k = min(self.n_clusters, distinct)  # KMeans would return empty clusters for equal texts
         due = force or bank.centroids is None or bank.since_fit >= self.update_every
         if not due or k < 2 or len(bank.entries) < self.min_samples:
             return False
         points = np.stack(bank.vectors)
         number = sorted(self.banks).index(option)
-        bank.centroids = aligned(self.fit(points, k, self.seed + 1000 * number + bank.fits), bank.centroids)
+        bank.centroids = align(self.fit(points, k, self.seed + 1000 * number + bank.fits), bank.centroids)
         bank.labels = nearest(points, bank.centroids).tolist()
         bank.fits, bank.since_fit = bank.fits + 1, 0
         return True
 
     def update_pool(self) -> bool:
-        """Fit the clusters that options borrow, where there is a pool, one does, and it is due; whether it was done."""
+        """Refit the pool's clusters if an option uses them and it is due; returns whether it was done."""
         pool, banks = self.pool, list(self.banks.values())
         if pool is None or all(bank.k for bank in banks):
             return False
@@ -132,7 +132,7 @@ class ReplayBuffer:
             return False
         points = np.stack([vector for bank in banks for vector in bank.vectors])
         seed = self.seed + 1000 * len(banks) + pool.fits
-        pool.centroids = aligned(self.fit(points, k, seed), pool.centroids)
+        pool.centroids = align(self.fit(points, k, seed), pool.centroids)
         for bank in banks:
             if not bank.k and bank.vectors:
                 bank.labels = nearest(np.stack(bank.vectors), pool.centroids).tolist()
@@ -140,12 +140,12 @@ class ReplayBuffer:
         return True
 
     def clusters(self) -> list[int]:
-        """How many each option has, of its own or borrowed."""
-        borrowed = 0 if self.pool is None else self.pool.k
-        return [bank.k or borrowed for bank in self.banks.values()]
+        """Number of clusters of each option, its own or the pool's."""
+        pooled = 0 if self.pool is None else self.pool.k
+        return [bank.k or pooled for bank in self.banks.values()]
 
     def draw(self, random: np.random.Generator, count: int) -> list[tuple[str, int, Entry]]:
-        """(option, cluster, completion) of `count` draws with replacement: each option alike, then each of its own."""
+        """`count` draws (option, cluster, completion) with replacement: a uniform option, then a uniform completion."""
         filled = [option for option, bank in self.banks.items() if bank.entries]
         drawn = []
         for _ in range(count if filled else 0):
@@ -155,31 +155,31 @@ class ReplayBuffer:
             drawn.append((option, bank.labels[place], bank.entries[place]))
         return drawn
 
-    def figures(self) -> dict[str, float]:
-        """Completions and cluster entropy by option, for the log."""
-        figures: dict[str, float] = {}
+    def metrics(self) -> dict[str, float]:
+        """Number of completions and cluster entropy by option, for the log."""
+        metrics: dict[str, float] = {}
         for option, bank in self.banks.items():
-            figures[f"buffer_size/{option}"] = float(len(bank.entries))
-            figures[f"cluster_entropy/{option}"] = entropy(bank.counts())
+            metrics[f"buffer_size/{option}"] = float(len(bank.entries))
+            metrics[f"cluster_entropy/{option}"] = entropy(bank.counts())
         if self.pool is not None:
-            figures["options_pooled"] = float(sum(not bank.k for bank in self.banks.values()) if self.pool.k else 0)
-        return figures
+            metrics["options_pooled"] = float(sum(not bank.k for bank in self.banks.values()) if self.pool.k else 0)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the settings and the pool."""
+        """The banks of all options, without settings and pool."""
         return {option: _state(bank) for option, bank in self.banks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Load `state_dict`."""
         for option in self.banks:
             self.banks[option] = _bank(state[option])
 
     def pool_state(self) -> dict[str, Any]:
-        """That of the pool; {} without one."""
+        """The state of the pool; {} without one."""
         return {} if self.pool is None else _state(self.pool)
 
     def load_pool_state(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `pool_state`."""
+        """Load `pool_state`."""
         if self.pool is not None:
             self.pool = _bank(state)
 

@@ -1,4 +1,4 @@
-"""How a run of train_animal.py is built: base, adapters, loss, task, and the plan that the trainer follows."""
+"""Build a run of train_animal.py: base, adapters, loss, task, and the plan for the trainer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.animal.args import AnimalConfig
 from tasks.animal.base import fingerprint, load_base
 from tasks.animal.blocks import RawTextProcessor
 from tasks.animal.buffer import ReplayBuffer
-from tasks.animal.clusters import best_kmeans, kmeans, shared
+from tasks.animal.clusters import best_kmeans, fit_on_main, kmeans
 from tasks.animal.concepts import Concept, read_concepts
 from tasks.animal.embedder import make_embedder
 from tasks.animal.evaluation import READER, Evaluation
@@ -33,7 +33,7 @@ PRIMARY = "eval/utility_10"
 
 
 def check(config: AnimalConfig) -> None:
-    """Names and keys of adapters, loss and concept; prints the active terms. Raises: UsageError."""
+    """Check adapters, loss and concept of a config; prints the active loss terms. Raises: UsageError."""
     arch = FAMILY.read_arch(config)
     named = "; ".join(f"{concept.name}: {', '.join(concept.options)}" for concept in concepts_of(config))
     print_rank0(f"loss        {arch.loss_config.terms}; {named}")
@@ -55,14 +55,14 @@ def check(config: AnimalConfig) -> None:
 
 
 def create_model(config: AnimalConfig, base: Base, runtime: Runtime) -> tuple[Any, Any]:
-    """`base` with the adapters that `config.arch` names, and the loss head, on the device."""
+    """(`base` with the adapters of `config.arch`, loss head), on the device."""
     return building.create_model(FAMILY.read_arch(config), base, runtime)
 
 
 def build(
     config: AnimalConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
-    """Base, adapters, loss and task of one run, with the plan that the trainer follows."""
+    """Build base, adapters, loss and task of a run; returns the plan for the trainer."""
     folder = on_main(lambda: ensure_model(config.model_name_or_path))
     base = load_base(config.model_name_or_path, folder, runtime.dtype)
     reference = {"path": config.model_name_or_path, "sha256": fingerprint(base.model)}
@@ -97,7 +97,7 @@ def build(
             update_every=config.update_clusters_every,
             min_samples=config.min_samples_for_clustering,
             seed=config.seed,
-            fit=shared(fit),
+            fit=fit_on_main(fit),
             pooled=config.pool_clusters,
         ),
         embedder=embedder,
@@ -139,12 +139,12 @@ def build(
 
 
 def concepts_of(config: AnimalConfig) -> tuple[Concept, ...]:
-    """What a sample must name. Raises: UsageError."""
+    """The concepts that a sample must name. Raises: UsageError."""
     return read_concepts(config.concept_name, config.concept_file, config.concept_options, config.further_concepts)
 
 
 def make_sampler(config: AnimalConfig, model: LoraLM, runtime: Runtime) -> Sampler:
-    """Raises: UsageError: prompt and completion are longer than the base can read."""
+    """The sampler of a run. Raises: UsageError if prompt and completion are longer than the base's context."""
     concept, *further = concepts_of(config)
     sampler = Sampler(
         model,
@@ -174,9 +174,9 @@ def param_groups(model: LoraLM, *, lr: float, weight_decay: float) -> list[Param
 
 
 def learning_rate_factor(config: AnimalConfig, step: int) -> float:
-    """Share of the peak learning rate at `step` (the first is 1): (step - 1) / warmup_steps, then the curve.
+    """Share of the peak learning rate at `step` (1-based): (step - 1) / warmup_steps, then the decay.
 
-    Check (1e-4 to 3e-5, 100 steps, cosine): step 1 -> 1, step 11 -> 0.98287; with 10 warm-up steps 0 and 1.
+    Example (1e-4 to 3e-5, 100 steps, cosine): step 1 -> 1, step 11 -> 0.98287; with 10 warm-up steps 0 and 1.
     """
     done = step - 1
     warmup = 0 if config.lr_scheduler_type == "constant" else config.warmup_steps

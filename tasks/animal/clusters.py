@@ -1,6 +1,6 @@
-"""Clusters of texts of one kind, in numpy: KMeans of scikit-learn finds them, everything else is here.
+"""Clustering of text embeddings, in numpy, around scikit-learn's KMeans.
 
-n texts, d numbers each of unit length, k clusters.
+Shapes: n texts with embeddings of width d and unit length, k clusters.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Labels = NDArray[np.int64]
 Fit = Callable[[Vectors, int, int], Vectors]
 """(points [n, d], k, seed) -> centroids [k, d]"""
 STARTS = 10
-"""Of each fit; the best one is taken."""
+"""Initialisations per fit; the best one is kept."""
 SILHOUETTE = 500
-"""Points that the number of clusters is judged by."""
+"""Most points for a silhouette score."""
 
 
 def kmeans(points: Vectors, k: int, seed: int) -> Vectors:
-    """Centroids [k, d] of points [n, d]. Raises: UsageError: scikit-learn is not installed."""
+    """Centroids [k, d] of points [n, d]. Raises: UsageError without scikit-learn."""
     try:
         from sklearn.cluster import KMeans
     except ImportError:
@@ -37,49 +37,49 @@ def kmeans(points: Vectors, k: int, seed: int) -> Vectors:
 
 
 def best_kmeans(least: int) -> Fit:
-    """KMeans with as many clusters between `least` and the k asked for as give the highest mean silhouette (Rousseeuw
-    1987) of at most 500 points; with the fewest of those that are alike.
+    """KMeans that chooses the number of clusters between `least` and k with the highest mean silhouette (Rousseeuw
+    1987) of at most 500 points; ties go to the fewest clusters.
     """
 
     def fit(points: Vectors, k: int, seed: int) -> Vectors:
         from sklearn.metrics import silhouette_score
 
-        made = {count: kmeans(points, count, seed) for count in range(min(least, k), k + 1)}
-        some = points[:: -(-len(points) // SILHOUETTE)]
+        fits = {count: kmeans(points, count, seed) for count in range(min(least, k), k + 1)}
+        subset = points[:: -(-len(points) // SILHOUETTE)]
         scores = {}
-        for count, centroids in made.items():
-            labels = nearest(some, centroids)
-            if 2 <= len(set(labels.tolist())) < len(some):  # elsewhere it is not defined
-                scores[count] = silhouette_score(some, labels)
-        return made[max(scores, key=lambda count: scores[count]) if scores else min(made)]
+        for count, centroids in fits.items():
+            labels = nearest(subset, centroids)
+            if 2 <= len(set(labels.tolist())) < len(subset):  # otherwise the silhouette is undefined
+                scores[count] = silhouette_score(subset, labels)
+        return fits[max(scores, key=lambda count: scores[count]) if scores else min(fits)]
 
     return fit
 
 
-def shared(fit: Fit) -> Fit:
-    """The same on every rank: rank 0's, since machines round differently."""
+def fit_on_main(fit: Fit) -> Fit:
+    """Fit on rank 0 and broadcast the centroids, since machines round differently."""
 
-    def of_main(points: Vectors, k: int, seed: int) -> Vectors:
+    def broadcast_fit(points: Vectors, k: int, seed: int) -> Vectors:
         centroids: Vectors = broadcast_object(fit(points, k, seed) if is_main() else None)
         return centroids
 
-    return of_main
+    return broadcast_fit
 
 
 def nearest(points: Vectors, centroids: Vectors) -> Labels:
-    """Number of the nearest centroid of each point: [n]."""
-    # |p - c|² = |p|² - 2 p·c + |c|², the first of which is the same for all c
+    """Index of the nearest centroid of each point: [n]."""
+    # |p - c|² = |p|² - 2 p·c + |c|², whose first term does not depend on c
     labels: Labels = (np.square(centroids).sum(-1) - 2 * points @ centroids.T).argmin(-1).astype(np.int64)
     return labels
 
 
-def aligned(new: Vectors, old: Vectors | None) -> Vectors:
-    """`new` centroids in the order of the `old` ones, so that a number keeps its meaning: of all orders the one with
-    the least sum of squared distances. Those without an old one come last.
+def align(new: Vectors, old: Vectors | None) -> Vectors:
+    """Reorder `new` centroids to match the `old` ones, so that a label keeps its meaning: the assignment with the least
+    sum of squared distances. Centroids without an old one come last.
     """
     if old is None:
         return new
-    from scipy.optimize import linear_sum_assignment  # scikit-learn needs it as well
+    from scipy.optimize import linear_sum_assignment  # a dependency of scikit-learn
 
     distances = np.square(new[:, None] - old[None, : len(new)]).sum(-1)
     rows, places = linear_sum_assignment(distances)
@@ -88,7 +88,7 @@ def aligned(new: Vectors, old: Vectors | None) -> Vectors:
 
 
 def entropy(counts: Any) -> float:
-    """Of a histogram, in nats; 0 of nothing."""
+    """Entropy of a histogram, in nats; 0 for an empty one."""
     counts = np.asarray(counts, dtype=np.float64)
     shares = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(shares * np.log(shares)).sum()) + 0.0

@@ -1,4 +1,5 @@
-"""Runs of train_animal.py against each other and against their base sampled otherwise, for scripts/animal_report.py."""
+"""Compare runs of train_animal.py with each other and with their base at other sampling settings
+(scripts/animal_report.py)."""
 
 from __future__ import annotations
 
@@ -32,26 +33,26 @@ SHOWN = (
     *("concept_kl", "cluster_kl", "v_eff", "utility_10"),
 )
 SENSE, NATS = 0.95, 1.0
-"""Bounds within which points count: share of samples that make sense, distance from the base."""
+"""Bounds on a point: least share of samples that make sense, largest KL from the base in nats."""
 EDGE = 3.0
-"""Nats at which the picture ends."""
+"""Right edge of the plot, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnimalStudy(Study):
-    """Only runs of train_animal.py."""
+    """A study of runs of train_animal.py."""
 
     ignored: Collection[str] = frozenset({*AnimalConfig.NOT_IDENTITY, "hydra"})
     expected: str = "run of train_animal.py"
 
     def check(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Raises: UsageError for a run of another script."""
+        """Raise UsageError for a run of another script."""
         if config.get("script") != "train_animal.py":
             raise UsageError(f"{path} is a run of {config.get('script')}, not of train_animal.py")
 
 
 def write_comparison(args: argparse.Namespace) -> None:
-    """Read the runs, measure the base, print the table, write all of it. Raises: UsageError."""
+    """Read the runs, measure their base, print and write the comparison. Raises: UsageError."""
     prepare_folder(args.out)
     study = AnimalStudy()
     runs, left_out = find_runs(args.runs, "eval/v_eff", study)
@@ -72,13 +73,13 @@ def write_comparison(args: argparse.Namespace) -> None:
 
 
 def _gains(cells: Sequence[Cell], base: Mapping[int, Mapping[str, Figures]]) -> Table:
-    """How often as high as the best of the base each cell's v_eff is, by seed."""
+    """Each cell's v_eff divided by the base's best, by seed."""
     over = Column("v_eff over the best of the base", "number", 2)
     table = Table([Column("runs"), over, Column("each seed"), Column("within bounds")])
     for cell in cells:
         scores = {seed: run.results["eval/v_eff"] for seed, run in sorted(cell.runs.items()) if seed in base}
         ratios = [score / (_best(base[seed])[1]["v_eff"] or 1e-9) for seed, score in scores.items()]
-        good = sum(_counts(_figures(run)) for run in cell.runs.values())
+        good = sum(_within_bounds(_figures(run)) for run in cell.runs.values())
         shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         table.add(cell.name, summarize(ratios)["mean"], shown or "-", f"{good} of {len(cell.runs)}")
     return table
@@ -89,7 +90,7 @@ def _picture(cells: Sequence[Cell], base: Mapping[int, Mapping[str, Figures]]) -
     kinds = [
         Points("base, other temperatures", _plane(points, True), plain=True),
         Points("the same, out of bounds", _plane(points, False), plain=True, hollow=True),
-        *(Points(cell.name, [_at(_figures(run)) for run in cell.runs.values()]) for cell in cells),
+        *(Points(cell.name, [_point(_figures(run)) for run in cell.runs.values()]) for cell in cells),
     ]
     return draw_scatter(
         "Diversity and what it costs",
@@ -106,7 +107,7 @@ def _one_of_each_seed(runs: Sequence[Run]) -> dict[int, Run]:
 
 
 def _base_points(run: Run) -> dict[str, Figures]:
-    """How the base of `run` was sampled -> figures, with the embedder and the clusters of that run's evaluations."""
+    """Sampling settings -> metrics of the base of `run`, with the embedder and clusters of that run's evaluations."""
     with contextlib.chdir(home_of(run.path.resolve())):
         opened = open_animal_run(pick_checkpoint(run.path.resolve(), "latest"))
     task: Any = opened.plan.task
@@ -117,7 +118,7 @@ def _base_points(run: Run) -> dict[str, Figures]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """What `tasks/animal/pages.py` wrote. Raises: UsageError for a file that is missing or damaged."""
+    """Read samples written by `tasks/animal/pages.py`. Raises: UsageError for a missing or damaged file."""
     try:
         return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
@@ -128,25 +129,25 @@ def _figures(run: Run) -> Figures:
     return {name.removeprefix("eval/"): value for name, value in run.results.items()}
 
 
-def _counts(figures: Figures) -> bool:
-    """Whether enough samples make sense, near enough to the base."""
+def _within_bounds(figures: Figures) -> bool:
+    """Whether enough samples make sense and the KL from the base is small enough."""
     sense = figures.get("in_grammar", figures.get("plausible_fraction")) or 0.0
     return sense >= SENSE and (figures.get("ref_kl") or 0.0) <= NATS
 
 
 def _best(points: Mapping[str, Figures]) -> tuple[str, Figures]:
-    """The point within bounds that has the highest v_eff; where none is, that of plain sampling."""
-    good = {name: figures for name, figures in points.items() if _counts(figures)}
+    """The point within bounds with the highest v_eff; if there is none, that of plain sampling."""
+    good = {name: figures for name, figures in points.items() if _within_bounds(figures)}
     pool = good or {name: figures for name, figures in points.items() if name == "T 1, top-p 1"}
     name = max(pool, key=lambda one: pool[one]["v_eff"] or 0.0)
     return name, pool[name]
 
 
 def _plane(points: Sequence[Figures], good: bool) -> list[tuple[float, float]]:
-    return [_at(each) for each in points if _counts(each) == good]
+    return [_point(each) for each in points if _within_bounds(each) == good]
 
 
-def _at(figures: Figures) -> tuple[float, float]:
+def _point(figures: Figures) -> tuple[float, float]:
     return figures["ref_kl"] or 0.0, figures["v_eff"] or 0.0
 
 

@@ -1,10 +1,10 @@
-"""A concept and its options, found in text by whole words: animal = cat or dog, a kitten is a cat.
+"""Concepts and their options, found in text by whole words: animal = cat or dog, a kitten is a cat.
 
-A file of concepts (config/concepts.json is the one that comes with the project) says which words mean an option:
+A concept file (the default is config/concepts.json) lists the words for each option:
 
-    {"animal": {"cat": ["kitten", "kitty"], "dog": ["puppy"]}}         concept -> option -> its synonyms
+    {"animal": {"cat": ["kitten", "kitty"], "dog": ["puppy"]}}         concept -> option -> synonyms
 
-A completion may have to name several concepts: each counts once, at its first mention.
+If a completion must name several concepts, each counts once, at its first mention.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Concept:
-    """`options`: option -> its synonyms. Words count in any case, singular or plural, and only whole."""
+    """`options`: option -> synonyms. Whole words match, in any case, singular or plural."""
 
     name: str
     options: Mapping[str, Sequence[str]]
@@ -51,14 +51,14 @@ class Concept:
             raise ValueError(f"concept {self.name} needs two options or more, got {', '.join(self.options) or 'none'}")
 
     def find(self, text: str, taken: Sequence[Mention] = ()) -> Mention | None:
-        """The first mention of an option outside of those that are `taken`; None where there is none. At one place the
-        longest word counts."""
+        """The first mention of an option that does not overlap `taken`; None without one. The longest word at a
+        position wins."""
         places = self._pattern.finditer(text)
         free = (m for m in places if all(m.end() <= other.start or other.end <= m.start() for other in taken))
         if (match := next(free, None)) is None:
             return None
         word = match[0].lower()
-        if word not in self._meaning:  # case-blind matching takes a long s (U+017F) for an s, too
+        if word not in self._meaning:  # case-insensitive matching also takes a long s (U+017F) for an s
             word = next(form for form in self._meaning if re.fullmatch(re.escape(form), match[0], re.IGNORECASE))
         return Mention(self._meaning[word], match.start(), match.end())
 
@@ -91,9 +91,9 @@ def forms(word: str) -> Iterator[str]:
 def read_concept(
     name: str, file: str | None = None, options: Sequence[str] | None = None, *, key: str = "concept_name"
 ) -> Concept:
-    """The concept `name` of `file` (None: the shipped one), with all its options or those given, which may be new.
+    """The concept `name` of `file` (None: the default file), with all its options or only `options`, which may be new.
 
-    Raises: UsageError: no such file or concept, or one that cannot be used.
+    Raises: UsageError for no such file or concept, or an unusable one.
     """
     path = SHIPPED if file is None else user_path(file)
     shown = f"concept_file={file}" if file is not None else "config/concepts.json"
@@ -115,7 +115,7 @@ def read_concept(
 def read_concepts(
     name: str, file: str | None = None, options: Sequence[str] | None = None, further: Sequence[str] = ()
 ) -> tuple[Concept, ...]:
-    """The concept `name`, as `read_concept` has it, and the `further` ones of the file. Raises: UsageError."""
+    """The concept `name` (see `read_concept`) and the `further` ones of the file. Raises: UsageError."""
     concepts = [read_concept(name, file, options)]
     for other in further:
         if other in (concept.name for concept in concepts):

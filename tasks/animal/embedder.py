@@ -1,4 +1,4 @@
-"""Texts as vectors of length 1 whose product is their similarity: for clusters of open text and for evaluation.
+"""Text embeddings of unit length, whose dot product is the cosine similarity: for clustering and evaluation.
 
 Shapes: n texts, d features, v terms.
 """
@@ -20,42 +20,42 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-"""What embedder=auto takes where the Hub's cache has it."""
+"""The model of embedder=auto, if it is in the Hub cache."""
 INSTALL = "pip install -e '.[animal]'"
 SIZES = (3, 4, 5)
-"""Characters of an n-gram."""
+"""Lengths of n-grams, in characters."""
 FEATURES = 512
-"""Of hashed vectors."""
+"""Width of hashed embeddings."""
 TERMS = 2048
-"""Most n-grams that have a weight: the most frequent ones."""
+"""Vocabulary of n-grams: the most frequent ones."""
 COMPONENTS = 100
-"""Of the truncated SVD, where there are so many texts: the usual number of latent semantic analysis."""
+"""Components of the truncated SVD, given enough texts: the usual number in latent semantic analysis."""
 
 
 class Embedder(ABC):
-    """Deterministic: once fitted, the same text has the same vector, whatever it is embedded with."""
+    """Deterministic: once fitted, a text's embedding does not depend on the other texts."""
 
     name: str
 
-    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027  most have nothing to learn
-        """Learn from samples of the base, once, before the first text is embedded."""
+    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027  most have nothing to fit
+        """Fit to samples of the base, once, before the first call of `encode`."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, d], rows of length 1; a text without any known feature is zero."""
+        """Embed texts: float32 [n, d], rows of unit length; zero for a text without known features."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What `fit` has learned; empty before."""
+        """The fitted state; empty before `fit`."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  and so nothing to load
-        """The inverse."""
+        """Load `state_dict`."""
 
 
 class TfidfEmbedder(Embedder):
     """Latent semantic analysis (Deerwester et al. 1990): n-grams of 3 to 5 characters within words, counted as
     1 + log(count), weighted by their inverse document frequency, and projected onto the leading right singular vectors
-    of the texts that it was fitted on. N-grams that those did not have count for nothing.
+    of the texts that it was fitted on. Unknown n-grams are ignored.
     """
 
     name = "tfidf"
@@ -65,10 +65,10 @@ class TfidfEmbedder(Embedder):
         self.weights = np.zeros(0)
         """float64 [v]"""
         self.components = np.zeros((1, 0), dtype=np.float32)
-        """[d, v]; of one row without a term: all texts are zero."""
+        """[d, v]; one row without terms before `fit`: all embeddings are zero."""
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Terms, weights and components of `texts`. Raises: UsageError: scikit-learn is not installed."""
+        """Fit terms, weights and components. Raises: UsageError without scikit-learn."""
         if not any(map(str.strip, texts)):
             return
         vectorizer = self._vectorizer(max_features=TERMS)
@@ -109,11 +109,11 @@ class TfidfEmbedder(Embedder):
 
 
 class HashEmbedder(Embedder):
-    """Hashed n-grams of 3 to 5 characters within words, as scikit-learn's HashingVectorizer(analyzer="char_wb") counts
-    them: nothing to fit, and no n-gram is unknown.
+    """Hashed n-grams of 3 to 5 characters within words, like scikit-learn's HashingVectorizer(analyzer="char_wb"):
+    nothing to fit, and no n-gram is unknown.
 
     Args:
-        features: d.
+        features: width d of the embeddings.
     """
 
     name = "hash"
@@ -136,19 +136,19 @@ def _ngrams(text: str) -> Counter[str]:
         padded = f" {word} "
         for size in SIZES:
             counts.update(padded[start : start + size] for start in range(max(1, len(padded) - size + 1)))
-            if len(padded) <= size:  # the whole word: longer n-grams are the same
+            if len(padded) <= size:  # the whole word: longer n-grams would be the same
                 break
     return counts
 
 
 class SentenceEmbedder(Embedder):
-    """A model of the sentence-transformers library, from a folder or the Hub's cache.
+    """A model of the sentence-transformers library, from a folder or the Hub cache.
 
-    Raises: UsageError without the library, and for a folder that is no such model.
+    Raises: UsageError without the library, and for a folder that is not such a model.
     """
 
     def __init__(self, place: str, device: str = "cpu") -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads break in forked processes
         others = "or embedder=tfidf, which needs no model"
         try:
             from sentence_transformers import SentenceTransformer
@@ -156,7 +156,7 @@ class SentenceEmbedder(Embedder):
             raise UsageError(f"embedder={place} needs sentence-transformers: {INSTALL}; {others}") from None
         try:
             self._model: Any = SentenceTransformer(place, device=device, local_files_only=True)
-        except Exception as error:  # whatever its files lack
+        except Exception as error:  # the class depends on what is wrong with its files
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"embedder={place} is not a sentence transformer: {first}; {others}") from None
         self._model.eval()
@@ -171,8 +171,8 @@ SMALL: dict[str, type[Embedder]] = {"tfidf": TfidfEmbedder, "hash": HashEmbedder
 
 
 def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
-    """`tfidf` or `hash`; the folder of a sentence transformer, or its name in the Hub's cache; or auto:
-    all-MiniLM-L6-v2 where that is available, else `tfidf`, with a line that names the choice.
+    """Create the embedder `tfidf` or `hash`, a sentence transformer by folder or name in the Hub cache, or `auto`:
+    all-MiniLM-L6-v2 if available, else `tfidf`; prints its choice.
 
     Raises: UsageError for a model that cannot be loaded.
     """
@@ -188,7 +188,7 @@ def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
 
 
 def _missing(name: str) -> str | None:
-    """Why the sentence transformer `name` cannot be loaded here without a network; None where it can."""
+    """Why the sentence transformer `name` cannot be loaded offline; None if it can."""
     from importlib.util import find_spec
 
     if find_spec("sentence_transformers") is None:

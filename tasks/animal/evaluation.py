@@ -1,8 +1,7 @@
-"""How diverse the samples of a model are, and whether they still make sense: figures of a list of `Sample`s.
+"""How diverse the samples of a model are, and whether they still make sense: metrics of a list of `Sample`s.
 
-Everything that could move is fitted once, on samples of the base, so that figures before and after can be compared:
-the clusters of each option's open texts, and how unlikely under the base a sample may be and still be plausible. Sets
-that are compared have the same size: Vendi, distinct-n and others depend on it.
+Clusters of open texts and the plausibility threshold are fitted once, on samples of the base, so that metrics before
+and after training are comparable. Compared sets have the same size: Vendi, distinct-n and others depend on it.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from evaluators.diversity import (
     utility,
     vendi,
 )
-from tasks.animal.animals import named
+from tasks.animal.animals import animals_in
 from tasks.animal.clusters import Fit, Vectors, kmeans, nearest
 from tasks.animal.embedder import Embedder
 from tasks.animal.samples import Sample
 
 READER = 10
-"""Samples of one reader, for utility_10 and distinct_10."""
+"""Samples per reader, for utility_10 and distinct_10."""
 PLAUSIBLE = 0.99
 """Share of the base's own samples that count as plausible."""
 FIRST = ("utility_10", "v_eff", "valid_fraction", "ref_kl", "concept_kl", "in_grammar")
-"""What a line of the console has room for."""
+"""Metrics that come first, since a console line has no room for more."""
 Figures = dict[str, float | None]
 MEANINGS = {
     "valid_fraction": "samples that name an option and continue",
@@ -60,18 +59,18 @@ MEANINGS = {
     "compression_ratio": "how far zlib shrinks the samples; lower is more diverse",
     "mean_length": "tokens of a sample",
 }
-"""Figure -> what it is, in the order of reports."""
+"""Metric -> meaning, in the order of reports."""
 
 
 class Evaluation:
-    """Figures of samples, with clusters and bounds of the samples that `fit` was given.
+    """Metrics of samples, with clusters and thresholds from the samples given to `fit`.
 
     Args:
-        options: of the concept.
+        options: options of the concept.
         further: name -> options of each further concept.
-        n_clusters: most clusters of one option's open texts.
-        fit: finds them.
-        checker: whether a text makes sense, where that can be decided; None: `in_grammar` is not measured.
+        n_clusters: most clusters per option.
+        fit: clustering algorithm.
+        checker: decides whether a text makes sense; None: `in_grammar` is not measured.
     """
 
     def __init__(
@@ -89,14 +88,14 @@ class Evaluation:
         self.embedder, self.options, self.n_clusters = embedder, list(options), n_clusters
         self.seed, self.find, self.checker = seed, fit, checker
         self.centroids: dict[str, Vectors] = {}
-        """Option -> centroids [k, d] of its open texts; options that the base never names have none."""
+        """Option -> centroids [k, d] of its open texts; options that the base never names are missing."""
         self.typical: dict[str, list[str]] = {}
-        """Option -> the text of the base that is nearest to each centroid."""
-        self.longest_odds = math.inf
-        """Nats per token under the base beyond which a sample is not plausible."""
+        """Option -> the base's text nearest to each centroid."""
+        self.max_nats = math.inf
+        """Nats per token under the base above which a sample is not plausible."""
 
     def fit(self, samples: Sequence[Sample]) -> None:
-        """Clusters and bounds of the base's samples, which all figures afterwards refer to."""
+        """Fit clusters and the plausibility threshold to the base's samples."""
         self.centroids, self.typical = {}, {}
         for number, option in enumerate(self.options):
             texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
@@ -105,17 +104,17 @@ class Evaluation:
                 k = min(self.n_clusters, len(np.unique(vectors, axis=0)))
                 self.centroids[option] = centroids = self.find(vectors, k, self.seed + 1000 * number)
                 self.typical[option] = [texts[row] for row in (vectors @ centroids.T).argmax(axis=0)]
-        odds = [_odds(sample) for sample in samples if sample.valid]
-        self.longest_odds = float(np.quantile(odds, PLAUSIBLE)) if odds else math.inf
+        nats = [_nats_per_token(sample) for sample in samples if sample.valid]
+        self.max_nats = float(np.quantile(nats, PLAUSIBLE)) if nats else math.inf
 
     def measure(self, samples: Sequence[Sample]) -> Figures:
-        """Name -> figure; None where the samples leave it undefined."""
+        """Metric -> value; None if the samples leave it undefined."""
         if not samples:
             return {}
         texts = [sample.text for sample in samples]
         vectors = self.embedder.encode(texts)
         valid = [row for row, sample in enumerate(samples) if sample.valid]
-        plausible = [sample.valid and _odds(sample) <= self.longest_odds for sample in samples]
+        plausible = [sample.valid and _nats_per_token(sample) <= self.max_nats for sample in samples]
         tokens = sum(sample.tokens for sample in samples)
         figures: Figures = {"valid_fraction": len(valid) / len(samples)}
         if self.checker is not None:
@@ -125,7 +124,7 @@ class Evaluation:
             "ref_kl": sum(sample.logp - sample.ref_logp for sample in samples) / len(samples),
             "base_perplexity": math.exp(min(700.0, -sum(sample.ref_logp for sample in samples) / max(tokens, 1))),
             **self._concept(samples),
-            "animals_named": float(len(named(texts))),
+            "animals_named": float(len(animals_in(texts))),
             **self._clusters(samples),
             "v_eff": len(valid) / len(samples) * vendi(vectors[valid]),
             **self._readers(samples, plausible),
@@ -158,7 +157,7 @@ class Evaluation:
         }
 
     def further_counts(self, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
-        """Further concept -> option -> how many valid samples name it."""
+        """Further concept -> option -> number of valid samples that name it."""
         named = [sample.further for sample in samples if sample.valid]
         return {
             name: {option: sum(each[place] == option for each in named) for option in options}
@@ -185,7 +184,7 @@ class Evaluation:
         }
 
     def histograms(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
-        """Option -> how many valid samples fall into each of its clusters; options without clusters are left out."""
+        """Option -> number of valid samples in each of its clusters; options without clusters are left out."""
         histograms = {}
         for option, centroids in self.centroids.items():
             texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
@@ -194,7 +193,7 @@ class Evaluation:
         return histograms
 
     def _readers(self, samples: Sequence[Sample], plausible: Sequence[bool]) -> Figures:
-        """Means over readers, each of whom sees the next 10 samples. One that is not plausible is worth nothing."""
+        """Means over readers, each of whom sees the next 10 samples; an implausible sample has no utility."""
         open_texts = self.embedder.encode([sample.open_text for sample in samples])
         worth, distinct = [], []
         for start in range(0, len(samples) - READER + 1, READER):
@@ -208,6 +207,6 @@ class Evaluation:
         }
 
 
-def _odds(sample: Sample) -> float:
-    """Nats per token under the base."""
+def _nats_per_token(sample: Sample) -> float:
+    """Negative log-probability per token under the base."""
     return -sample.ref_logp / max(sample.tokens, 1)

@@ -1,4 +1,4 @@
-"""Diversity fine-tuning, as the rest of the project knows it (no torch)."""
+"""The family record of diversity fine-tuning (imports no torch)."""
 
 from __future__ import annotations
 

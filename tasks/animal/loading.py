@@ -1,4 +1,4 @@
-"""A run of train_animal.py read back: adapters on their base, and what the run knows beside them."""
+"""Load a run of train_animal.py: adapters on their base, with the task's state."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.run.load_run import BROKEN, OpenedCheckpoint, find_checkpoint, open_
 
 
 def open_animal_run(path: str | Path, *, overrides: Mapping[str, Any] | None = None, **how: Any) -> OpenedCheckpoint:
-    """`open_checkpoint`, and the task's own state: the buffer, the embedder, and the samples of the base that figures
-    are measured against. Raises: UsageError: also for another base than the one that was trained on.
+    """`open_checkpoint`, plus the task's state: buffer, embedder, and the base's samples that metrics refer to. Raises:
+    UsageError, also for a base other than the one that was trained on.
     """
     checkpoint = find_checkpoint(path, checksums=True)
     try:
         state = checkpoint.state()["task"]
-        own = {"embedder": state["embedder"]["name"]}  # as it was chosen when the run began
+        own = {"embedder": state["embedder"]["name"]}  # the one chosen when the run started
     except BROKEN as error:
         raise _damaged(checkpoint, error) from error
     opened = open_checkpoint(path, overrides={**(overrides or {}), **own}, **how)

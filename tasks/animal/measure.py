@@ -1,6 +1,6 @@
-"""The samples of evaluations: those of the base before training, those of the model after, drawn with the same numbers.
+"""The samples of evaluations: of the base before training, of the model afterwards, drawn with the same random numbers.
 
-What is calculated from them is `tasks/animal/evaluation.py`; clusters are fitted once, on the samples of the base.
+Their metrics are in `tasks/animal/evaluation.py`; clusters are fitted once, to the samples of the base.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.animal.samples import Sample
 
 
 class Measurement:
-    """Evaluations of `rows` samples each, at temperature 1 over all words; `every` n steps, where it is a number."""
+    """Evaluations of `rows` samples each, at temperature 1 over the whole vocabulary; `every` n steps, if not None."""
 
     def __init__(
         self, sampler: Sampler, figures: Evaluation, *, rows: int, seed: int, every: int | None = None
@@ -25,18 +25,18 @@ class Measurement:
         self.before: list[Sample] = []
         """Samples of the base."""
         self.newest: list[Sample] = []
-        """Samples of the model at the newest evaluation; before training: of the base."""
+        """Samples of the model at the last evaluation; before training, of the base."""
         self.step = -1
-        """When that was."""
+        """Step of the last evaluation."""
         self._results: dict[str, float | None] = {}
         self._fitted = False
 
     def due(self, step: int) -> bool:
-        """Whether one is asked for after `step`: before training, and every n steps."""
+        """Whether to evaluate after `step`: before training, and every n steps."""
         return step == 0 or (self.every is not None and step % self.every == 0)
 
     def take(self, step: int) -> dict[str, float | None]:
-        """Sample and measure, once for each step; the same on every rank. Raises: Interrupted: the run was asked to
+        """Sample and measure, once per step; all ranks return the same. Raises: Interrupted: the run was asked to
         stop."""
         if step == self.step:
             return self._results
@@ -44,13 +44,13 @@ class Measurement:
             self.before = self._samples(base=True)
         self.newest = self.before if step == 0 else self._samples(base=False)
 
-        def measured() -> dict[str, float | None]:
+        def measure() -> dict[str, float | None]:
             if not self._fitted:
                 self.figures.fit(self.before)
                 self._fitted = True
             return self.figures.measure(self.newest)
 
-        self._results = broadcast_object(measured() if is_main() else None)
+        self._results = broadcast_object(measure() if is_main() else None)
         self.step = step
         return self._results
 
@@ -63,9 +63,9 @@ class Measurement:
         return self.sampler.samples(drawn, logp, ref)
 
     def state_dict(self) -> dict[str, Any]:
-        """The samples of the base: clusters follow from them."""
+        """The samples of the base, from which clusters are refitted."""
         return {"before": [sample.as_dict() for sample in self.before]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Load `state_dict`."""
         self.before, self._fitted = [Sample(**sample) for sample in state["before"]], False

@@ -1,8 +1,8 @@
-"""The base model of a fine-tuning run: a folder, a model of the Hub, or a tiny one that is made here on first use.
+"""The base model of a fine-tuning run: a folder, a model of the Hub, or a tiny one that is trained on first use.
 
 The tiny one is a GPT-2 of 0.3 M parameters that train.py trains on generated sentences about dogs and cats
-(dataset/text/pets.py, config/cfg_train_pets.yaml). It is asked for by its folder's name and never stands in for
-another model (docs/decisions/0007-stand-in-data.md).
+(dataset/text/pets.py, config/cfg_train_pets.yaml). It is only used if its folder is named, never in place of another
+model (docs/decisions/0007-stand-in-data.md).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from engine.io import file_lock, print_rank0, user_path
 from engine.run.environment import REPORT, SUFFIX, SWEEP
 
 NAME = "animal_lm"
-"""A missing folder of this name is made."""
+"""Folder name of the tiny model, which is trained if the folder is missing."""
 TINY = f"data/{NAME}"
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "cfg_train_pets"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OF_THIS_PROCESS = (REPORT, SUFFIX, SWEEP, "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
-"""Environment that would make the child a rank or a job of a sweep."""
+"""Environment variables that would make the child process a rank or a job of a sweep."""
 
 
 def ensure_model(name: str) -> str:
-    """The folder of the model `name`: itself, made where it is the tiny one and missing, or its snapshot in the Hub's
-    cache, where it is loaded if there is a network. Every rank may call this; one makes it, the others wait.
+    """The folder of the model `name`: the folder itself (the tiny model is trained if missing), or its snapshot in the
+    Hub cache, downloaded if there is a network. Every rank may call this; one does the work, the others wait.
 
     Raises:
-        UsageError: there is no such model, with the command that uses the tiny one.
+        UsageError: there is no such model; the message has the command that uses the tiny one.
         RunFailure: the tiny one cannot be trained.
     """
     folder = user_path(name)
@@ -49,15 +49,15 @@ def ensure_model(name: str) -> str:
             if not folder.is_dir():
                 build_model(folder)
         return str(folder)
-    return _of_the_hub(name)
+    return _hub_snapshot(name)
 
 
 def checker_of(name: str) -> Callable[[str], bool] | None:
-    """What decides whether a completion of the model `name` makes sense; None for all but the tiny one."""
+    """A function that decides whether a completion of the model `name` makes sense; None for all but the tiny one."""
     return in_grammar if Path(name).name == NAME else None
 
 
-def _of_the_hub(name: str) -> str:
+def _hub_snapshot(name: str) -> str:
     instead = f"to try it without one: {tiny_command()}"
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"--model_name_or_path {name}: there is no such folder; {instead}")
@@ -70,7 +70,7 @@ def _of_the_hub(name: str) -> str:
         if isinstance(cached[0], str) and any(isinstance(path, str) for path in cached[1:]):
             return str(Path(cached[0]).parent)
         return str(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
-    except Exception as error:  # requests, urllib3, the library's own: all mean that it cannot be had
+    except Exception as error:  # of requests, urllib3 or the library: the download failed
         raise UsageError(
             f"--model_name_or_path {name} is not in the Hub cache and cannot be fetched ({type(error).__name__}): on a "
             f"machine with network `hf download {name}`, then give its folder; {instead}"
@@ -78,16 +78,16 @@ def _of_the_hub(name: str) -> str:
 
 
 def tiny_command() -> str:
-    """The command of this process with the tiny model in place of its own."""
+    """The command of this process, with the tiny model instead of its own."""
     typed = sys.orig_argv  # sys.argv has been translated for Hydra
     script = next((place for place, word in enumerate(typed) if word.endswith("train_animal.py")), None)
-    given = sys.argv[1:] if script is None else typed[script + 1 :]
-    words = _without(given, "--model_name_or_path", "model_name_or_path")
+    arguments = sys.argv[1:] if script is None else typed[script + 1 :]
+    words = _without(arguments, "--model_name_or_path", "model_name_or_path")
     return shlex.join(["python", "train_animal.py", "--model_name_or_path", TINY, *words])
 
 
 def _without(words: Sequence[str], *keys: str) -> list[str]:
-    """The words of a command line less a flag and its value, in whichever style."""
+    """The words of a command line without a flag and its value, in either style."""
     left: list[str] = []
     skip = False
     for word in words:
@@ -99,12 +99,12 @@ def _without(words: Sequence[str], *keys: str) -> list[str]:
 
 
 def build_model(folder: Path, *overrides: str) -> None:
-    """Train the tiny model and export it to `folder`, which is complete or absent afterwards.
+    """Train the tiny model and export it to `folder`, atomically.
 
     Args:
-        overrides: of its recipe.
+        overrides: overrides of its recipe.
 
-    Raises: RunFailure with the last line of what could not be run.
+    Raises: RunFailure with the last output line of the command that failed.
     """
     print_rank0(
         f"{folder} is missing: training it now (a GPT-2 of 0.3 M parameters on generated sentences about dogs and "

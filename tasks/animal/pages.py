@@ -1,4 +1,4 @@
-"""Before and after as files: figures and samples as JSON, a table, a picture, and one HTML page with all of it."""
+"""Report files on the model before and after: metrics and samples as JSON, a table, a plot, and one HTML page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tasks.animal.picture import draw
 from tasks.animal.samples import Sample
 
 SHOWN = 20
-"""Samples of each side on the page; the JSON files have all."""
+"""Samples before and after on the page; the JSON files have all."""
 PARTS = {
     "concept_kl": "concept_kl_of",
     "options_seen": "option_share",
     "cluster_entropy": "cluster_entropy",
     "cluster_kl": "cluster_kl",
 }
-"""Figure -> what those of single options, which are below it, begin with."""
+"""Metric -> prefix of the same metric for single options, which are listed below it."""
 WARNING = (
     "Vendi scores, v_eff and distinct-n also grow when texts turn into nonsense: read them together with "
     "valid_fraction, plausible_fraction, ref_kl and base_perplexity."
@@ -49,11 +49,11 @@ def reports(
     *,
     facts: Mapping[str, str],
 ) -> dict[str, str | bytes]:
-    """File name -> content. Without `after` (the run has not trained yet) only the files of `before`.
+    """File name -> content. Without `after` (before training) only the files of `before`.
 
     Args:
-        evaluation: fitted on `before`.
-        facts: name -> value, at the head of table and page: model, prompt, loss.
+        evaluation: fitted to `before`.
+        facts: name -> value, for the head of table and page: model, prompt, loss.
     """
     first = evaluation.measure(before)
     files: dict[str, str | bytes] = {
@@ -87,7 +87,7 @@ def _line(facts: Mapping[str, str]) -> str:
 
 
 def rows(first: Figures, last: Figures) -> list[tuple[str, str, str, str]]:
-    """(figure, before, after, meaning) in the order of MEANINGS; those of single options below their own."""
+    """(metric, before, after, meaning) in the order of MEANINGS, each followed by those of single options."""
     names = [name for name in MEANINGS if name in first or name in last]
     rows = []
     for name in names:
@@ -98,7 +98,7 @@ def rows(first: Figures, last: Figures) -> list[tuple[str, str, str, str]]:
 
 
 def show(figures: Figures, name: str) -> str:
-    """A figure as text, with its interval where it has one."""
+    """A metric as text, with its interval if it has one."""
     value, low, high = (figures.get(key) for key in (name, f"{name}_low", f"{name}_high"))
     if value is None:
         return "-"

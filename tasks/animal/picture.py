@@ -1,4 +1,4 @@
-"""One picture of a run: how often samples name each option, and fall into each of its clusters, before and after."""
+"""The plot of a run: shares of options and of their clusters, before and after."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def draw(
     title: str,
     subtitle: str,
 ) -> Image.Image:
-    """Two bars for each option and for each of its clusters, which is called by its most typical text; below them the
-    figures that a reader needs first."""
+    """Draw two bars for each option and each of its clusters, labelled with its most typical text, above the main
+    metrics."""
     lines = _lines(evaluation, before, after)
     most = max([share for _, _, shares in lines for share in shares], default=0.0) or 1.0
     shown = [name for name in HEADLINE_FIGURES if first.get(name) is not None or last.get(name) is not None]
@@ -66,7 +66,7 @@ def draw(
 def _lines(
     evaluation: Evaluation, before: Sequence[Sample], after: Sequence[Sample]
 ) -> list[tuple[str, bool, tuple[float, float]]]:
-    """(label, whether it is an option, (share of all samples before, after)): each option, then its clusters; then the
+    """(label, whether it is an option, (share of all samples before, after)): each option with its clusters, then the
     options of further concepts."""
     counts = [evaluation.histograms(samples) for samples in (before, after)]
     sizes = (max(len(before), 1), max(len(after), 1))

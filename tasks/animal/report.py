@@ -1,4 +1,4 @@
-"""What a run of train_animal.py leaves beside its metrics: the adapter in peft's format, samples, before and after."""
+"""The files that a run of train_animal.py writes besides metrics: the adapter in peft's format, samples, reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.animal.task import AnimalTask
 
 
 class AnimalReport:
-    """`report(evaluation)` -> file name -> content, after every evaluation; the pages after those that measured."""
+    """Callable: evaluation -> {file name: content}; includes the report pages if the evaluation took measurements."""
 
     def __init__(self, config: AnimalConfig, task: AnimalTask) -> None:
         self.config, self.task = config, task

@@ -1,7 +1,7 @@
-"""Completions of the prompt, sampled and scored by all ranks together: each has its rows, every rank gets all of them.
+"""Sample and score completions of the prompt on all ranks: each computes its rows, and all ranks gather all of them.
 
-Random numbers are keyed by (seed, purpose, step) and drawn for the whole batch, so neither ranks nor micro-batches
-change a sample. B rows of the global batch, T tokens.
+Random numbers are keyed by (seed, purpose, step) and drawn for the whole batch, so samples depend neither on ranks nor
+on micro-batches. Shapes: B rows of the global batch, T tokens, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Drawn:
     blocks: list[Blocks]
 
     def tokens(self, row: int) -> tuple[int, ...]:
-        """Those of a completion, the one that ended it included."""
+        """The tokens of a completion, including the one that ended it."""
         return tuple(self.ids[row, : self.blocks[row].length].tolist())
 
     def rows(self, count: int) -> Drawn:
-        """The first `count`."""
+        """The first `count` completions."""
         return Drawn(self.ids[:count], self.blocks[:count])
 
 
 class Sampler:
-    """Samples from `model` behind `prompt`, at most `rows_at_once` rows at a time."""
+    """Samples completions of `prompt` from `model`, at most `rows_at_once` rows at a time."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Sampler:
         tokenizer = processor.tokenizer
         self.prompt = torch.tensor(tokenizer(prompt)["input_ids"], device=runtime.device)
         self.pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
-        words = model.base.model.get_input_embeddings().num_embeddings
-        self.ends = ending_tokens(processor, words).to(runtime.device)
+        vocab_size = model.base.model.get_input_embeddings().num_embeddings
+        self.ends = ending_tokens(processor, vocab_size).to(runtime.device)
 
     def draw(
         self,
@@ -72,41 +72,41 @@ class Sampler:
         sampling: Sampling | None = None,
         stoppable: bool = False,
     ) -> Drawn:
-        """`rows` completions by the model, or by its base.
+        """Sample `rows` completions from the model, or from its base.
 
-        Raises: Interrupted: the run was asked to stop, and may be (`stoppable`): a training step is finished first.
+        Raises: Interrupted: the run was asked to stop, if `stoppable` (a training step is finished first).
         """
         padded, chosen = self._padded(rows), sampling or self.sampling
         draws = torch.rand(
             padded, self.max_new_tokens, generator=keyed_generator(seed, purpose, step), dtype=torch.double
         )
 
-        def sample(some: Tensor) -> Tensor:
-            ids, _ = rollout(self.model.language_model, self.prompt, some, chosen, ends=self.ends, pad=self.pad)
+        def sample(part: Tensor) -> Tensor:
+            ids, _ = rollout(self.model.language_model, self.prompt, part, chosen, ends=self.ends, pad=self.pad)
             return ids
 
-        ids = self._shared(sample, draws, base=base, stoppable=stoppable).cpu()[:rows]
+        ids = self._run_sharded(sample, draws, base=base, stoppable=stoppable).cpu()[:rows]
         blocks = [self.processor.split(row) for row in ids.tolist()]
         return Drawn(ids[:, : max(block.length for block in blocks)], blocks)
 
     def scores(self, ids: Tensor, mask: Tensor, *, base: bool = False, stoppable: bool = False) -> Tensor:
-        """Log-probabilities float32 [B, T] of ids, 0 outside of mask bool [B, T], by the model or by its base.
+        """Log-probabilities float32 [B, T] of ids under the model or its base; 0 outside mask bool [B, T].
 
-        Raises: Interrupted: as `draw`.
+        Raises: Interrupted, as `draw`.
         """
         rows = len(ids)
         padded = torch.cat((ids, ids[:1].expand(self._padded(rows) - rows, -1)))
         with torch.no_grad():
-            made = self._shared(
-                lambda some: score(self.model.language_model, self.prompt, some),
+            logp = self._run_sharded(
+                lambda part: score(self.model.language_model, self.prompt, part),
                 padded,
                 base=base,
                 stoppable=stoppable,
             )
-        return made[:rows].where(mask.to(made.device), 0.0)
+        return logp[:rows].where(mask.to(logp.device), 0.0)
 
     def samples(self, drawn: Drawn, logp: Tensor, ref: Tensor) -> list[Sample]:
-        """As evaluation knows them; logp and ref [B, T]."""
+        """`Sample`s for evaluation, from completions and their log-probabilities logp and ref [B, T]."""
         sums = torch.stack((logp.sum(-1), ref.sum(-1)), -1).tolist()
         return [
             Sample(
@@ -125,44 +125,44 @@ class Sampler:
     def _padded(self, rows: int) -> int:
         return -(-rows // self.runtime.world_size) * self.runtime.world_size
 
-    def _shared(self, work: Callable[[Tensor], Tensor], rows: Tensor, *, base: bool, stoppable: bool) -> Tensor:
-        """`work` done on this rank's part of `rows`, in evaluation mode; the parts of all ranks, in order."""
+    def _run_sharded(self, work: Callable[[Tensor], Tensor], rows: Tensor, *, base: bool, stoppable: bool) -> Tensor:
+        """Apply `work` to this rank's part of `rows`, in evaluation mode, and gather the results of all ranks."""
         self.model.eval()
         own = len(rows) // self.runtime.world_size
         mine = rows[self.runtime.rank * own : (self.runtime.rank + 1) * own].to(self.runtime.device)
         parts = []
         with self.model.without_adapters() if base else nullcontext():
-            for some in mine.split(self.rows_at_once):
+            for part in mine.split(self.rows_at_once):
                 if stoppable and self.runtime.stop_requested():
                     raise Interrupted("stopped while sampling")
-                parts.append(work(some))
+                parts.append(work(part))
         return all_gather_rows(torch.cat(parts))
 
 
-def ending_tokens(processor: RawTextProcessor, words: int) -> Tensor:
-    """bool [V]: tokens that end a completion, the end token and those that hold a whole stop string.
+def ending_tokens(processor: RawTextProcessor, vocab_size: int) -> Tensor:
+    """bool [V]: tokens that end a completion, i.e. the end token and tokens that contain a whole stop string.
 
-    A stop string of several tokens does not: the text is cut there afterwards.
+    At a stop string of several tokens, the text is cut after sampling instead.
     """
-    ends = torch.zeros(words, dtype=torch.bool)
+    ends = torch.zeros(vocab_size, dtype=torch.bool)
     tokenizer = processor.tokenizer
     if tokenizer.eos_token_id is not None:
         ends[tokenizer.eos_token_id] = True
-    for number in range(min(words, len(tokenizer)) if processor.stop_strings else 0):
+    for number in range(min(vocab_size, len(tokenizer)) if processor.stop_strings else 0):
         text = processor.decode([number])
         ends[number] |= any(stop in text for stop in processor.stop_strings)
     return ends
 
 
 def mask_of(drawn: Drawn) -> Tensor:
-    """bool [B, T]: the tokens that were sampled."""
+    """bool [B, T]: the sampled tokens of each row."""
     return _spans([(0, block.length) for block in drawn.blocks], drawn.ids.shape[1])
 
 
 def as_completions(
     drawn: Drawn, options: Sequence[str], clusters: Sequence[int], further: Sequence[Sequence[str]] = ()
 ) -> Completions:
-    """Tensors on the CPU; `clusters` has a number for each row, -1 for none, `further` the options of each further
+    """`Completions` on the CPU; `clusters`: label of each row, -1 for none; `further`: options of each further
     concept."""
     length, valid = drawn.ids.shape[1], [block.valid for block in drawn.blocks]
     numbers = {option: number for number, option in enumerate(options)}
@@ -187,7 +187,7 @@ def as_completions(
 
 
 def _spans(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
-    """bool [B, length]: true from the first to before the second number of each row."""
+    """bool [B, length]: true within each row's half-open range."""
     edges = torch.tensor(spans).reshape(-1, 2)
     places = torch.arange(length)
     return (places >= edges[:, :1]) & (places < edges[:, 1:])

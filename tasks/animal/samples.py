@@ -1,4 +1,4 @@
-"""One sampled completion, as evaluation, buffer and reports know it."""
+"""The record of a sampled completion that evaluation, checkpoints and reports use."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class Sample:
     """A completion of the prompt. Log-probabilities are in nats, at temperature 1, over the whole vocabulary."""
 
     text: str
-    """Without the end token and what stopped it."""
+    """Without the end token or stop string."""
     option: str | None = None
-    """The option of the concept that it names first, e.g. cat; None where it names none."""
+    """The option of the concept that it names first, e.g. cat; None without one."""
     open_text: str = ""
-    """What follows that; "" where nothing does."""
+    """The text after it."""
     reason: str = "no_concept"
-    """Why it is not valid: no_concept (of several: one is missing), empty_open (nothing follows), truncated (cut off
-    before); "" for a valid one."""
+    """Why it is not valid: no_concept (one of the concepts is missing), empty_open (nothing follows), truncated (cut
+    off before the open block); "" for a valid one."""
     further: Sequence[str] = ()
-    """The option of each further concept, where all are named."""
+    """The option of each further concept, if all are named."""
     tokens: int = 0
-    """Its length, end token included."""
+    """Number of tokens, end token included."""
     logp: float = 0.0
-    """Log-probability of all its tokens under the model that wrote it."""
+    """Log-probability of all its tokens under the model that sampled it."""
     ref_logp: float = 0.0
     """The same under the base."""
 
@@ -35,6 +35,6 @@ class Sample:
         return not self.reason
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields, as files and checkpoints have them: `further` only where there is a further concept."""
+        """The fields for files and checkpoints; `further` only if not empty."""
         values = {**asdict(self), "further": list(self.further)}
         return {name: value for name, value in values.items() if name != "further" or value}

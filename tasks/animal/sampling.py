@@ -1,4 +1,4 @@
-"""Write text with a run of train_animal.py, for scripts/sample.py."""
+"""Sample text from a run of train_animal.py, for scripts/sample.py."""
 
 from __future__ import annotations
 
@@ -16,29 +16,26 @@ from tasks.language_model.report import start_text
 from tasks.loading import home_of, pick_checkpoint, with_defaults
 
 DEFAULTS = {"num_samples": 8, "temperature": 1.0, "top_k": [0]}
-"""As the run samples: nothing is tempered or cut off."""
-WITHOUT = ("min_p", "steps", "feedback_every", "block_length", "dataset")
-"""Arguments that mean nothing here."""
+"""Plain sampling, as in the run's evaluations."""
+UNSUPPORTED = ("min_p", "steps", "feedback_every", "block_length", "dataset")
+"""Arguments of scripts/sample.py that do not apply to these models."""
 AT_ONCE = 256
-"""Samples drawn at a time: printed as they come, and any number of them fits in memory."""
+"""Samples drawn at a time: they are printed as they come, and any number of them fits into memory."""
 
 
 def sample_run(args: argparse.Namespace) -> None:
-    """Load the run that `args` names and print its completions, of its own prompt where none is given.
-
-    Raises: UsageError.
-    """
+    """Load the run that `args` names and print completions, by default of its own prompt. Raises: UsageError."""
     args = with_defaults(args, DEFAULTS)
-    for name in WITHOUT:
+    for name in UNSUPPORTED:
         if getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of train_animal.py")
     if args.prompt is not None and len(args.prompt) > 1:
         raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")
-    asked = {"prompt": args.prompt and start_text(args.prompt[0]), "max_new_tokens": args.max_new_tokens}
-    given = {key: value for key, value in asked.items() if value is not None}
+    settings = {"prompt": args.prompt and start_text(args.prompt[0]), "max_new_tokens": args.max_new_tokens}
+    overrides = {key: value for key, value in settings.items() if value is not None}
     run = Path(os.path.abspath(pick_checkpoint(args.run, args.checkpoint)))
     with contextlib.chdir(home_of(run)):
-        opened = open_animal_run(run, device=args.device, weights=args.weights, overrides=given)
+        opened = open_animal_run(run, device=args.device, weights=args.weights, overrides=overrides)
     task: Any = opened.plan.task
     for top_k in args.top_k:
         greedy = args.temperature == 0

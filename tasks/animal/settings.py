@@ -1,7 +1,7 @@
 """The settings of train_animal.py as Python objects: five dataclasses with the documented fields and defaults.
 
-Their defaults are not those of the command line, which stand in `tasks/animal/args.py`; both are documented. `flags`
-turns all but the model into the words of a command.
+Their defaults differ from those of the command line (`tasks/animal/args.py`); both are documented. `flags` converts all
+but the model into command-line flags.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:  # extras
 
 @dataclass
 class ModelConfig:
-    """A model to train, and what reads its texts."""
+    """The model to train, with its tokenizer, text processor and embedder."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     text_processor: RawTextProcessor
     sentence_transformer: Any = None
-    """Whose `encode(list of texts)` gives the vectors that are clustered; None: chosen as by embedder=auto."""
+    """Its `encode(list of texts)` returns the embeddings to cluster; None: chosen as by embedder=auto."""
 
 
 @dataclass
 class TextGenerationConfig:
-    """What is sampled at each step."""
+    """The samples of each step."""
 
     prompt: str
     max_new_tokens: int = 40
     batch_size: int = 16
     generation_config: GenerationConfig | None = None
-    """Its temperature, top_p and top_k are taken, where it is given."""
+    """If given, its temperature, top_p and top_k are used."""
 
 
 @dataclass
 class DiversityConfig:
-    """What is to become diverse, and how much it counts."""
+    """The concept to diversify, weights of the losses, and the buffer."""
 
     concept_name: str
     n_clusters: int = 5
@@ -51,16 +51,16 @@ class DiversityConfig:
     num_samples: int = 100
     """Samples that fill the buffer before the first step."""
     buffer_size: int = 500
-    """Most samples of one option in the buffer."""
+    """Maximum samples of each option in the buffer."""
     update_clusters_every: int = 20
     """New samples of an option after which its clusters are refitted."""
     min_samples_for_clustering: int = 10
-    """Samples of an option before its clusters are fitted at all."""
+    """Minimum samples of an option before it is clustered."""
 
 
 @dataclass
 class TrainingConfig:
-    """How long and how fast."""
+    """Length of the run and learning rate."""
 
     num_epochs: int = 10
     num_steps_per_epoch: int = 10
@@ -73,7 +73,7 @@ class TrainingConfig:
 
 @dataclass
 class WandbConfig:
-    """Whether Weights & Biases has the metrics, too."""
+    """Logging to Weights & Biases."""
 
     use_wandb: bool = False
     wandb_project: str = "gfn-diversity"
@@ -81,7 +81,7 @@ class WandbConfig:
 
 
 def flags(*settings: TextGenerationConfig | DiversityConfig | TrainingConfig | WandbConfig) -> list[str]:
-    """The flags of train_animal.py that mean the same; what is None is left to the command line's default."""
+    """The equivalent flags of train_animal.py; fields that are None keep the command line's default."""
     words: list[str] = []
     for each in settings:
         for name, value in ((field.name, getattr(each, field.name)) for field in fields(each)):

@@ -1,6 +1,6 @@
-"""How often samples name each option: in the log of a step, and as the frequencies of the base.
+"""Shares of the options among samples: metrics of a step, and the frequencies of the base.
 
-B rows, K options of the first concept.
+Shapes: B rows, K options of the first concept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOT_MEASURED = math.nan
 def option_figures(
     batch: Completions, options: Sequence[str], further: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Metrics of fresh samples, those of `further` concepts (name -> options) behind those of the first one."""
+    """Metrics of a step's new samples; those of `further` concepts (name -> options) follow the first concept's."""
     valid = int(batch.valid.sum())
     figures = {"valid_fraction": valid / len(batch.ids)}
     shares: dict[str, float] = {}
@@ -38,8 +38,8 @@ def option_figures(
     return {**figures, **shares, **entropies}
 
 
-def counted(drawn: Drawn, concepts: Sequence[Sequence[str]]) -> str:
-    """How many valid samples name each option of each concept, in words: `cat 12, dog 240`."""
+def option_counts(drawn: Drawn, concepts: Sequence[Sequence[str]]) -> str:
+    """The number of valid samples that name each option of each concept, as text: `cat 12, dog 240`."""
     named = [(block.option, *(option for option, _ in block.further)) for block in drawn.blocks if block.valid]
     parts = []
     for place, options in enumerate(concepts):
@@ -48,7 +48,7 @@ def counted(drawn: Drawn, concepts: Sequence[Sequence[str]]) -> str:
 
 
 def frequencies(batch: Completions, clusters: list[int], further: Sequence[int] = ()) -> Frequencies:
-    """Of the options, and of the clusters of each, among the base's valid samples; one is added to each count."""
+    """Frequencies of options and of each option's clusters among the base's valid samples, with add-one smoothing."""
     options = range(len(clusters))
     counts, *others = (
         torch.tensor([(named == option).sum() + 1 for option in range(size)], device=batch.ids.device)

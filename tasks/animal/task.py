@@ -1,8 +1,8 @@
-"""The Task of train_animal.py: sample, split, cluster, and move the model so that its next samples are more diverse.
+"""The Task of train_animal.py: sample, split, cluster, and train the model towards more diverse samples.
 
-A step: fresh samples of the model (and, with tb, replayed ones) are scored once under model and base without a
-gradient; the loss of the whole batch gives a coefficient for every token; what is back-propagated, in as many parts as
-memory asks for, is Σ coefficient · log-probability. B rows of the global batch, T tokens, K options.
+A step scores new samples of the model (and, with tb, replayed ones) under model and base without gradients; the loss of
+the whole batch gives a coefficient for every token; then Σ coefficient · log-probability is back-propagated, in as many
+micro-batches as memory requires. Shapes: B rows of the global batch, b rows of a micro-batch, T tokens, K options.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from tasks.animal.embedder import Embedder, make_embedder
 from tasks.animal.measure import Measurement
 from tasks.animal.sampler import Drawn, Sampler, as_completions
 from tasks.animal.samples import Sample
-from tasks.animal.shares import NOT_MEASURED, counted, frequencies, option_figures
+from tasks.animal.shares import NOT_MEASURED, frequencies, option_counts, option_figures
 
 SHOWN = 8
-"""Rows of the table of samples."""
+"""Rows of the sample table."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model at once: ids int64 [b, T], coefficients [b, T]; `share` of the step they are."""
+    """Rows of one forward pass: ids int64 [b, T], coefficients [b, T], their `share` of the step, its metrics."""
 
     ids: Tensor
     coefficients: Tensor
@@ -51,11 +51,14 @@ class AnimalTask:
     """Trains the adapters of `model`.
 
     Args:
-        embedder: what is clustered are its vectors; fitted on the samples that fill the buffer.
+        embedder: computes the vectors to cluster; fitted to the samples that fill the buffer.
         prefill: samples of the base that fill the buffer before the first step.
-        replays: samples of the buffer that take part in each step.
+        replays: replayed samples per step.
+        least_valid: least share of valid samples of a step that is not skipped.
+        patience: most skipped steps in a row.
         rate: step -> learning rate, for the log.
-        measurement: what evaluations measure.
+        measurement: the measurements of evaluations.
+        reference: path and fingerprint of the base.
     """
 
     def __init__(
@@ -89,12 +92,12 @@ class AnimalTask:
         self.micro_rows = runtime.micro_rows(batch_size, "batch_size")
         self.options = list(buffer.banks)
         self.further = {concept.name: list(concept.options) for concept in sampler.processor.further}
-        """Further concept -> its options."""
+        """Further concept -> options."""
         self.sampled = {"tokens": 0}
-        """By the newest step."""
+        """Tokens sampled in the last step."""
         self.compiled = "off"
-        """What the engine compiles: a compiled pass takes rows of one shape alone."""
-        self._step = self._called_off = 0
+        """What the engine compiles; a compiled pass needs rows of one shape."""
+        self._step = self._skipped = 0
         self._filled = False
         self._frequencies: Frequencies | None = None
         self._epoch: list[float] = []
@@ -103,7 +106,7 @@ class AnimalTask:
     # --- training -----------------------------------------------------------------------------------------------------
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """Sample, score and label the batch of `step`. Raises: RunFailure: too many steps in a row were called off."""
+        """Sample, score and label the batch of `step`. Raises: RunFailure if too many steps in a row were skipped."""
         self._step = step
         self._epoch = self._epoch if (step - 1) % self.steps_per_epoch else []
         self.fill()
@@ -114,23 +117,23 @@ class AnimalTask:
         batch = self._with_replays(fresh, step)
         logp = self.sampler.scores(batch.ids, batch.mask)
         ref = self.sampler.scores(batch.ids, batch.mask, base=True)
-        result, others = self._judged(drawn, batch.to(logp.device), logp, ref)
+        result, others = self._batch_loss(drawn, batch.to(logp.device), logp, ref)
         figures = self._figures(drawn, fresh, result)
         self._show(drawn, labels, logp, ref)
         ids, coefficients = batch.ids, result.coefficients
         if others is not None and result.alternatives is not None:
-            ids, coefficients = _stacked(
+            ids, coefficients = _concatenate(
                 ids, coefficients, others.ids, result.alternatives.unsqueeze(-1) * others.mask.to(logp.device)
             )
         if not self._usable(fresh, result):
-            coefficients = torch.full_like(coefficients, NOT_MEASURED)  # the trainer calls such a step off
+            coefficients = torch.full_like(coefficients, NOT_MEASURED)  # the trainer skips a non-finite loss
         else:
             self._epoch.append(float(result.total))
-        self._keep(drawn, vectors, step)
+        self._update_buffer(drawn, vectors, step)
         return self._pieces(ids, coefficients, figures)
 
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
-        """(Σ coefficient · log-probability, whose gradient is that of the whole batch's loss; the share; metrics)."""
+        """(Σ coefficient · log-probability, whose gradient is the batch loss's; share; metrics)."""
         self.module.train()
         logp = score(self.model.language_model, self.sampler.prompt, micro_batch.ids)
         total = (micro_batch.coefficients * logp).sum()
@@ -141,7 +144,8 @@ class AnimalTask:
         }
         return total, micro_batch.share, metrics
 
-    def _judged(self, drawn: Drawn, batch: Completions, logp: Tensor, ref: Tensor) -> tuple[DiversityResult, Any]:
+    def _batch_loss(self, drawn: Drawn, batch: Completions, logp: Tensor, ref: Tensor) -> tuple[DiversityResult, Any]:
+        """(loss of the batch, the alternatives of objective=kl_exact or None)."""
         clusters = torch.tensor(self.buffer.clusters(), device=logp.device)
         others = None
         options = None
@@ -162,7 +166,7 @@ class AnimalTask:
         return list(self.further.values())
 
     def _with_replays(self, fresh: Completions, step: int) -> Completions:
-        """`fresh` and the replayed completions, as rows of one batch."""
+        """`fresh` and replayed completions as one batch."""
         random = keyed_numpy(self.runtime.seed, "animal/replay", step)
         drawn = self.buffer.draw(random, self.replays)
         if not drawn:
@@ -174,27 +178,30 @@ class AnimalTask:
         return fresh.joined(old)
 
     def _usable(self, fresh: Completions, result: DiversityResult) -> bool:
-        """Whether enough samples are valid and the loss is finite; counts those that are not."""
+        """Whether enough samples are valid and the loss is finite; counts skipped steps.
+
+        Raises: RunFailure after too many of them in a row.
+        """
         valid = int(fresh.valid.sum())
         enough = valid > 0 and valid >= self.least_valid * len(fresh.ids)
         if enough and result.total.isfinite() and result.coefficients.isfinite().all():
-            self._called_off = 0
+            self._skipped = 0
             return True
-        self._called_off += 1
-        least = f", fewer than min_valid_fraction={self.least_valid:g}" * bool(self.least_valid)  # of 0: one at least
-        why = f"{valid} of {len(fresh.ids)} samples name {self._named()} and continue{least}"
+        self._skipped += 1
+        least = f", fewer than min_valid_fraction={self.least_valid:g}" * bool(self.least_valid)  # 0: at least one
+        why = f"{valid} of {len(fresh.ids)} samples name {self._all_options()} and continue{least}"
         why = "the loss is not finite" if enough else why
-        if self._called_off == self.total_steps:
+        if self._skipped == self.total_steps:
             raise RunFailure(f"step {self._step}: {why}, in every step: nothing was trained; {self._advice()}")
-        if self._called_off > self.patience:
+        if self._skipped > self.patience:
             raise RunFailure(
-                f"step {self._step}: {why}, in {self._called_off} steps in a row (max_skipped_steps={self.patience}); "
+                f"step {self._step}: {why}, in {self._skipped} steps in a row (max_skipped_steps={self.patience}); "
                 + self._advice()
             )
         print_rank0(f"warning: step {self._step} is skipped: {why}")
         return False
 
-    def _named(self) -> str:
+    def _all_options(self) -> str:
         return " and ".join(" or ".join(names) for names in (self.options, *self._names))
 
     def _advice(self) -> str:
@@ -203,9 +210,9 @@ class AnimalTask:
         return "the model has left its base: lower learning_rate or raise w_kl; the newest checkpoint is from before"
 
     def _pieces(self, ids: Tensor, coefficients: Tensor, figures: Mapping[str, float]) -> list[MicroBatch]:
-        """This rank's part of the rows; those that nothing pulls at are left out."""
-        pulled = (coefficients != 0).any(-1).cpu()
-        ids, coefficients = ids[pulled], coefficients[pulled.to(coefficients.device)]
+        """This rank's micro-batches, without rows whose coefficients are all zero."""
+        used = (coefficients != 0).any(-1).cpu()
+        ids, coefficients = ids[used], coefficients[used.to(coefficients.device)]
         ranks, device = self.runtime.world_size, self.runtime.device
         count = max(1, -(-len(ids) // (ranks * self.micro_rows)))
         one_shape = self.compiled != "off"
@@ -220,19 +227,19 @@ class AnimalTask:
         rows = len(ids) // ranks
         mine = slice(self.runtime.rank * rows, (self.runtime.rank + 1) * rows)
         parts = zip(ids[mine].chunk(count), coefficients[mine].chunk(count), strict=True)
-        return [MicroBatch(some, pull, 1 / (count * ranks), figures) for some, pull in parts]
+        return [MicroBatch(part, weights, 1 / (count * ranks), figures) for part, weights in parts]
 
     def after_step(self) -> None:
-        """What a step leaves behind is in the buffer already."""
+        """Nothing to do: the buffer was updated in `micro_batches`."""
 
     def param_groups(self) -> list[ParamGroup]:
-        """The adapters; the base is in none."""
+        """The optimizer groups of the adapters; the base is in none of them."""
         return self._groups
 
     # --- the buffer ---------------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
-        """Once, before the first step: samples of the base for the buffer, their clusters, their frequencies."""
+        """Once, before the first step: fill the buffer with samples of the base, fit clusters and frequencies."""
         if self._filled:
             return
         drawn = self.sampler.draw(self.runtime.seed, "animal/prefill", 0, self.prefill, base=True, stoppable=True)
@@ -250,11 +257,10 @@ class AnimalTask:
             self._frequencies = frequencies(batch, self.buffer.clusters(), [len(names) for names in self._names])
         self._filled = True
         valid = sum(block.valid for block in drawn.blocks)
-        print_rank0(
-            f"base        {valid} of {self.prefill} samples are valid ({counted(drawn, [self.options, *self._names])})"
-        )
+        counts = option_counts(drawn, [self.options, *self._names])
+        print_rank0(f"base        {valid} of {self.prefill} samples are valid ({counts})")
         bare = [option for option, clusters in zip(self.options, self.buffer.clusters(), strict=True) if not clusters]
-        if bare and self.loss_head.config.objective == "tb":  # its clusters are fixed from here on
+        if bare and self.loss_head.config.objective == "tb":  # tb never refits clusters
             print_rank0(
                 f"warning: {', '.join(bare)}: too few different samples for clusters, so tb does not even out what "
                 f"follows, all through this run: raise num_samples={self.prefill}, or lower "
@@ -262,7 +268,7 @@ class AnimalTask:
             )
 
     def _labels(self, drawn: Drawn, vectors: Vectors | None = None) -> tuple[list[int], Vectors]:
-        """Cluster of each row, -1 for none, and the vectors [n, d] of the valid ones; rank 0 embeds for all."""
+        """(cluster of each row, -1 for none; vectors [n, d] of valid rows, embedded by rank 0 for all)."""
         valid = [row for row, block in enumerate(drawn.blocks) if block.valid]
         texts = [drawn.blocks[row].open_text for row in valid]
         if vectors is None:
@@ -281,8 +287,8 @@ class AnimalTask:
         if own:
             self.buffer.add(option, entries, vectors[own])
 
-    def _keep(self, drawn: Drawn, vectors: Vectors, step: int) -> None:
-        """The batch joins the buffer; clusters that are due are fitted anew, those of tb are the base's for good."""
+    def _update_buffer(self, drawn: Drawn, vectors: Vectors, step: int) -> None:
+        """Add the batch to the buffer and refit clusters that are due; tb keeps the base's clusters."""
         for option in self.options:
             self._add(drawn, vectors, option, step)
             if self.loss_head.config.objective != "tb":
@@ -290,7 +296,7 @@ class AnimalTask:
         if self.loss_head.config.objective != "tb":
             self.buffer.update_pool()
 
-    # --- what is seen -------------------------------------------------------------------------------------------------
+    # --- metrics and evaluation ---------------------------------------------------------------------------------------
 
     def _figures(self, drawn: Drawn, fresh: Completions, result: DiversityResult) -> dict[str, float]:
         """Metrics of the step; NaN: not measured."""
@@ -306,16 +312,16 @@ class AnimalTask:
             "epoch": float((self._step - 1) // self.steps_per_epoch + 1),
             "mean_length": sum(block.length for block in drawn.blocks) / len(drawn.blocks),
             **named,
-            **self.buffer.figures(),
+            **self.buffer.metrics(),
         }
 
     def _show(self, drawn: Drawn, labels: list[int], logp: Tensor, ref: Tensor) -> None:
         shown = min(SHOWN, len(labels))
-        made = self.sampler.samples(drawn.rows(shown), logp[:shown], ref[:shown])
-        self._rows = [_row(sample, label) for sample, label in zip(made, labels, strict=False)]
+        samples = self.sampler.samples(drawn.rows(shown), logp[:shown], ref[:shown])
+        self._rows = [_row(sample, label) for sample, label in zip(samples, labels, strict=False)]
 
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
-        """The epoch's mean loss; before training, at the end, and where it is asked for, the whole measurement."""
+        """The epoch's mean loss; before training, at the end and when due, all metrics of the measurement."""
         self.fill()
         results: dict[str, float | None] = {}
         if final or self.measurement.due(self._step):
@@ -326,21 +332,21 @@ class AnimalTask:
         return results
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Samples of the newest batch."""
+        """Samples of the last batch."""
         return {"samples": self._rows}
 
     def evaluated_rows(self, steps: Collection[int], *, final: bool) -> int:
-        """Samples of the evaluations after `steps`, those that measure, and of the last one."""
+        """Number of samples drawn by the evaluations after `steps` and by the last one."""
         return self.measurement.rows * (sum(map(self.measurement.due, steps)) + final)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer with its clusters, what the base said of itself, and the counters."""
+        """The buffer with its clusters, the embedder, the base's samples and frequencies, and counters."""
         known = self._frequencies
         return {
             "step": self._step,
-            "called_off": self._called_off,
+            "called_off": self._skipped,
             "filled": self._filled,
             "epoch": list(self._epoch),
             "rows": [dict(row) for row in self._rows],
@@ -353,11 +359,11 @@ class AnimalTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse. Raises: UsageError where the adapters belong to another base."""
+        """Load `state_dict`. Raises: UsageError if the adapters belong to another base."""
         require_base(state["base"], self.reference)
-        self._step, self._called_off, self._filled = state["step"], state["called_off"], state["filled"]
+        self._step, self._skipped, self._filled = state["step"], state["called_off"], state["filled"]
         self._epoch, self._rows = list(state["epoch"]), [dict(row) for row in state["rows"]]
-        self._embed_as(state["embedder"])
+        self._load_embedder(state["embedder"])
         self.buffer.load_state_dict(state["buffer"])
         self.buffer.load_pool_state(state.get("pool", {}))
         if "frequencies" in state:
@@ -365,8 +371,8 @@ class AnimalTask:
             self._frequencies = Frequencies(option=option, cluster=cluster, further=further)
         self.measurement.load_state_dict(state["measurement"])
 
-    def _embed_as(self, stored: Mapping[str, Any]) -> None:
-        """With the embedder that the run began with: what `auto` takes may be there later, or gone."""
+    def _load_embedder(self, stored: Mapping[str, Any]) -> None:
+        """Restore the embedder that the run started with: `auto` may choose another one by now."""
         if stored["name"] != self.embedder.name:
             self.embedder = make_embedder(stored["name"])
             self.measurement.figures.embedder = self.embedder
@@ -384,11 +390,11 @@ def _row(sample: Sample, cluster: int) -> dict[str, Any]:
     }
 
 
-def _stacked(ids: Tensor, coefficients: Tensor, more: Tensor, pulls: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sets of rows as one, padded with 0 to the longer of both: no coefficient pulls at padding."""
+def _concatenate(ids: Tensor, coefficients: Tensor, more: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Concatenate two sets of rows (ids with coefficients, more with weights), zero-padded to the longer one."""
     length = max(ids.shape[1], more.shape[1])
 
     def pad(tensor: Tensor) -> Tensor:
         return nn.functional.pad(tensor, (0, length - tensor.shape[1]))
 
-    return torch.cat((pad(ids), pad(more))), torch.cat((pad(coefficients), pad(pulls)))
+    return torch.cat((pad(ids), pad(more))), torch.cat((pad(coefficients), pad(weights)))

@@ -1,6 +1,6 @@
-"""What a base can do without training: its samples at other temperatures and top-p, each measured as a run's are.
+"""The base without training, sampled at other temperatures and top-p, with the metrics of a run.
 
-A fine-tuned model has to beat these points, which cost nothing.
+A fine-tuned model has to beat these points, which cost no training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GRID = tuple(
 def tempered(
     sampler: Sampler, figures: Evaluation, *, rows: int, seed: int, grid: Sequence[Sampling] = GRID
 ) -> Iterator[tuple[Sampling, Figures]]:
-    """(how was sampled, figures of `rows` samples) for each point of the grid. `ref_kl` is that of the tempered
+    """(sampling settings, metrics of `rows` samples) for each point of the grid. `ref_kl` is the KL of the tempered
     distribution from the base at temperature 1.
     """
     for number, sampling in enumerate(grid):
@@ -34,17 +34,17 @@ def tempered(
         ref = sampler.scores(drawn.ids, mask, base=True)
         with sampler.model.without_adapters(), torch.no_grad():
             parts = [
-                tempered_logp(sampler.model.language_model, sampler.prompt, some, sampling)
-                for some in drawn.ids.to(sampler.prompt.device).split(sampler.rows_at_once)
+                tempered_logp(sampler.model.language_model, sampler.prompt, part, sampling)
+                for part in drawn.ids.to(sampler.prompt.device).split(sampler.rows_at_once)
             ]
         logp = torch.cat(parts).where(mask.to(ref.device), 0.0)
         yield sampling, figures.measure(sampler.samples(drawn, logp, ref))
 
 
 def tempered_logp(model: Any, prompt: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probability float32 [B, T] of ids int64 [B, T] behind `prompt` [P] under what `sampling` draws from; tokens
-    that it cannot draw (padding) have -inf.
+    """Log-probability float32 [B, T] of ids int64 [B, T] after `prompt` [P] under the distribution of `sampling`; -inf
+    for tokens that it cannot draw (padding).
     """
-    shares = distribution(next_logits(model, prompt, ids).float(), sampling)
-    own = shares.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return (own / shares.sum(-1)).log().float()
+    weights = distribution(next_logits(model, prompt, ids).float(), sampling)
+    own = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return (own / weights.sum(-1)).log().float()

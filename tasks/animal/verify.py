@@ -1,6 +1,6 @@
-"""What verification has to know about diversity fine-tuning: a tiny base with random weights, and short runs on it.
+"""The verification of diversity fine-tuning: a tiny base with random weights, and short runs on it for probes.
 
-Building even the tiny instance takes transformers and peft; without them what would be observed is skipped.
+Even the tiny instance needs transformers and peft; without them its probes are skipped.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ PINNED: Settings = {
     "num_steps_per_epoch": 2,
     "warmup_steps": 0,
 }
-"""What every tiny run has: size, length and place, nothing of how it learns."""
+"""Settings of every tiny run: sizes, length and paths, but nothing that changes how it learns."""
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
-    """Settings of a tiny run: the base beside the data, narrow adapters, few samples."""
+    """Settings of a tiny run: the tiny base, narrow adapters, few samples."""
     tiny = smaller(resolved, SIZES, PINNED | {"model_name_or_path": str(data / "base")}, without=NOT_IDENTITY)
     return tiny | {"arch": tiny["arch"] | {"lora_target_modules": None, "forward_dtype": "float32"}}
 
 
 def write_base(root: Path, seed: int = 0, **_: int) -> None:
-    """A GPT-2 of one layer with random weights, and a tokenizer of its words, in transformers' format."""
+    """Write a one-layer GPT-2 with random weights and a word-level tokenizer, in transformers' format."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[-1]))
-    words.pre_tokenizer, words.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[-1]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##")
     torch.manual_seed(seed)
     GPT2LMHeadModel(_gpt2(len(WORDS), n_layer=1, n_head=2, n_embd=16, n_positions=32)).save_pretrained(root / "base")
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=WORDS[0]).save_pretrained(root / "base")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=WORDS[0]).save_pretrained(root / "base")
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type gives none, or none that fits."""
+    """Alternative values for keys whose type gives no suitable one."""
     write_base(data / "second", seed=1)
     first, second, *_ = OPTIONS
     wider: dict[str, list[str]] = {first: ["sleep", "run", "is"], second: []}
@@ -80,14 +80,14 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     }
 
 
-def _gpt2(words: int, **sizes: int) -> Any:
+def _gpt2(vocab_size: int, **sizes: int) -> Any:
     from transformers import GPT2Config
 
-    return GPT2Config(vocab_size=words, bos_token_id=0, eos_token_id=0, **sizes)
+    return GPT2Config(vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
 
 
 def full_shape(config: Any) -> Any:
-    """A GPT-2 of the published size, whatever the base of `config` is: a model of the Hub may not be here."""
+    """A GPT-2 of the published size, for any `config`: its base on the Hub may not be available."""
     from transformers import GPT2LMHeadModel
 
     from models.animal.adapter import Base

@@ -8,7 +8,7 @@ import pytest
 from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.distributed import keyed_numpy
 from tasks.animal.buffer import Entry, ReplayBuffer
-from tasks.animal.clusters import aligned, best_kmeans, entropy, kmeans, nearest
+from tasks.animal.clusters import align, best_kmeans, entropy, kmeans, nearest
 
 REFITS = "pip install -e '.[animal]'"
 """Clusters that are fitted again are matched by scipy, which scikit-learn brings."""
@@ -85,15 +85,15 @@ def test_numbers_of_clusters_keep_their_meaning() -> None:
         assert made.update("cat")
         assert made.assign("cat", CENTRES).tolist() == before
     shuffled = CENTRES[[2, 0]]
-    assert (aligned(shuffled, CENTRES) == CENTRES[[0, 2]]).all()
-    assert aligned(CENTRES, CENTRES[:2]).shape == (3, 4)
+    assert (align(shuffled, CENTRES) == CENTRES[[0, 2]]).all()
+    assert align(CENTRES, CENTRES[:2]).shape == (3, 4)
 
 
 def test_numbers_follow_the_nearest_pairs_taken_together() -> None:
     """The closest pair first (0 and -0.4) would leave 1 to -0.6: 2.72 in squares, where the other order has 2.32."""
     pytest.importorskip("scipy", reason=REFITS)
     old, new = np.float32([[0], [1]]), np.float32([[-0.4], [-0.6]])
-    assert aligned(new, old).tolist() == new[::-1].tolist()
+    assert align(new, old).tolist() == new[::-1].tolist()
 
 
 def test_state_goes_through_a_checkpoint() -> None:
@@ -127,8 +127,8 @@ def test_an_option_with_too_few_samples_borrows_clusters_of_all() -> None:
     for option, bank in made.banks.items():
         assert bank.labels == nearest(np.stack(bank.vectors), centroids).tolist()
         assert made.assign(option, CENTRES).tolist() == nearest(CENTRES, centroids).tolist()
-    assert made.figures()["options_pooled"] == 2
-    assert "options_pooled" not in alone.figures()
+    assert made.metrics()["options_pooled"] == 2
+    assert "options_pooled" not in alone.metrics()
     again = buffer(pooled=True, min_samples=4)
     tensors, tree = split_tree({"banks": made.state_dict(), "pool": made.pool_state()})
     stored = join_tree(tree, tensors)
@@ -143,7 +143,7 @@ def test_an_option_with_too_few_samples_borrows_clusters_of_all() -> None:
         assert not one.update_pool()  # three new ones, every four
         put(one, "cat", [0], 3)
         assert one.update_pool()
-        assert one.figures()["options_pooled"] == 1
+        assert one.metrics()["options_pooled"] == 1
     assert made.pool_state()["centroids"].equal(again.pool_state()["centroids"])
     assert [bank.labels for bank in made.banks.values()] == [bank.labels for bank in again.banks.values()]
     own = made.banks["cat"].centroids
@@ -166,7 +166,7 @@ def test_figures() -> None:
     made = buffer()
     put(made, "cat", [0, 1, 2], 0)
     made.update("cat")
-    assert made.figures() == {
+    assert made.metrics() == {
         "buffer_size/cat": 3,
         "cluster_entropy/cat": pytest.approx(np.log(3)),
         "buffer_size/dog": 0,

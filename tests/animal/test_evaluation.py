@@ -11,7 +11,7 @@ import pytest
 
 from dataset.text.pets import QUESTION, REASONS, answer, in_grammar
 from engine.distributed import keyed_numpy
-from tasks.animal.animals import named
+from tasks.animal.animals import animals_in
 from tasks.animal.embedder import HashEmbedder
 from tasks.animal.evaluation import MEANINGS, Evaluation
 from tasks.animal.pages import rows
@@ -65,7 +65,7 @@ def test_figures_of_the_base(fitted: tuple[Evaluation, list[Sample]]) -> None:
     assert measured["plausible_fraction"] == pytest.approx(0.99, abs=0.005)
     assert measured["ref_kl"] == 0.0
     assert measured["base_perplexity"] == pytest.approx(math.exp(-sum(each.ref_logp for each in base) / 3600))
-    assert measured["animals_named"] == len(named(each.text for each in base))
+    assert measured["animals_named"] == len(animals_in(each.text for each in base))
     assert {name for name in measured if not name.endswith(("_low", "_high", "_cat", "_dog"))} == set(MEANINGS)
     assert list(measured)[:4] == ["utility_10", "v_eff", "valid_fraction", "ref_kl"]  # the console shows the first ones
 
@@ -147,6 +147,6 @@ def test_nothing_to_measure(fitted: tuple[Evaluation, Sequence[Sample]]) -> None
 
 
 def test_animals_are_found_in_singular_and_plural() -> None:
-    assert named(["Foxes and MICE, a dog's pony; two ponies", "butterflies", "category"]) == {
+    assert animals_in(["Foxes and MICE, a dog's pony; two ponies", "butterflies", "category"]) == {
         *("fox", "mouse", "dog", "pony", "butterfly")
     }
