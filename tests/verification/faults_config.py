@@ -50,8 +50,8 @@ recipe-arch-unknown-key | ARC330 | a misspelt hyper-parameter in the recipe's ar
   +   L_cyles: 1
 exploration-out-of-range | CFG230 (ARC330) | halt_exploration_prob 1.5
   ARCH
-  - halt_exploration_prob: 0.1             # share of steps that must think on, though the halting head would stop
-  + halt_exploration_prob: 1.5             # share of steps that must think on, though the halting head would stop
+  - halt_exploration_prob: 0.1             # share of steps that continue even if the halting head would stop
+  + halt_exploration_prob: 1.5             # share of steps that continue even if the halting head would stop
 evaluator-old | ARC313 | an evaluator that was set aside as _backup | + 'evaluators=[{name: steps_backup@PerStepAccuracy}]'
   copy evaluators/steps.py evaluators/steps_backup.py
 name-form | ARC310 | `recursive_reasoning.trm:TRM` in place of `@`
@@ -109,8 +109,8 @@ loss-block-missing | ARC314 | the arch names no loss
   -   name: losses@ACTLossHead
 exploration-removed | ARC321 (CFG230) | halt_exploration_prob is gone from the arch file
   ARCH
-  - halt_exploration_prob: 0.1             # share of steps that must think on, though the halting head would stop
-  + # halt_exploration_prob: 0.1             # share of steps that must think on, though the halting head would stop
+  - halt_exploration_prob: 0.1             # share of steps that continue even if the halting head would stop
+  + # halt_exploration_prob: 0.1             # share of steps that continue even if the halting head would stop
 fixed-steps-added | ARC320 (ARC330) | num_act_steps, the field of the fixed mode, for a dynamic model
   ARCH
     halt_max_steps: 16
