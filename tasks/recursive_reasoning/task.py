@@ -321,10 +321,7 @@ class RecursiveReasoningTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Split the saved rows into this run's micro-batches, whatever number of ranks and pieces saved them.
-
-        Raises: UsageError for another number of slots; ValueError for a carry of another form.
-        """
+        """Split the saved rows into this run's micro-batches. Raises: UsageError, ValueError if they do not fit."""
         if not state:
             return
         saved, device = state["carry"], self.runtime.device
