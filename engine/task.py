@@ -1,9 +1,9 @@
 """The Task protocol: what one training step means for a family of models.
 
-The trainer knows nothing of models or data. It asks a task for the micro-batches of a step, back-propagates the loss
+The trainer knows nothing about models or data. It asks a task for the micro-batches of a step, back-propagates the loss
 of each, reduces and divides by the global weight, steps the optimizers, and asks the task to evaluate.
-The same five methods fit a recursive model (its carry is task state), a plain language model (no state but a position),
-a hypernetwork over a frozen base (the base is simply not among the parameter groups) and a reinforcement-style trainer
+The same methods fit a recursive model (its carry is task state), a plain language model (its only state is a position),
+a hypernetwork over a frozen base (the base is not among the parameter groups) and reinforcement learning
 (`micro_batches` rolls out and fills a replay buffer, which is task state).
 """
 
@@ -25,12 +25,12 @@ Metrics = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class SparseTable(Protocol):
-    """A table of which a step touches few rows: updated by its own optimizer, never in the dense gradient."""
+    """A table of which a step uses few rows: updated by its own optimizer, never part of the dense gradient."""
 
     weights: Tensor
 
     def take_pending(self) -> tuple[Tensor, Tensor]:
-        """Row numbers [n] and gradients [n, E] of all micro-batches since the last call; clears them."""
+        """Return row indices [n] and gradients [n, E] of all micro-batches since the last call, and clear them."""
 
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ class ParamGroup:
     """Named dense parameters, or one sparse table."""
     options: dict[str, Any] = field(default_factory=dict)
     fused_rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Rows of each matrix in a parameter that stacks several: the optimizer takes them one by one."""
+    """Rows of each matrix in a parameter that stacks several: the optimizer treats each matrix on its own."""
 
     @property
     def dense(self) -> dict[str, nn.Parameter]:
@@ -60,7 +60,7 @@ class ParamGroup:
 
     @property
     def size(self) -> int:
-        """Trained numbers."""
+        """Number of parameters."""
         return sum(param.numel() for param in self.dense.values()) + (
             0 if self.table is None else self.table.weights.numel()
         )
@@ -72,7 +72,7 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
-    """The compute dtype that `auto` stands for on this device."""
+    """The compute dtype that `auto` resolves to on this device."""
     attention: str
     """auto | sdpa | flash | math"""
     seed: int
@@ -80,10 +80,10 @@ class Runtime:
     rank: int
     world_size: int
     stop_requested: Callable[[], bool] = field(default=lambda: False)
-    """True once a signal has asked the run to stop (the same answer on all ranks; collective, ask it in step)."""
+    """True once a signal has asked the run to stop. A collective, with the same answer on all ranks."""
 
     def micro_rows(self, global_rows: int, key: str) -> int:
-        """Rows of one micro-batch. `key` names the batch size in the error when it does not divide evenly."""
+        """Rows of one micro-batch. Raises: UsageError, naming the batch size by `key`, if it does not divide evenly."""
         parts = self.world_size * self.accumulation
         if global_rows % parts:
             raise UsageError(
@@ -97,17 +97,17 @@ class Task(Protocol):
     """One family's training step. All methods are called on every rank, in the same order."""
 
     module: nn.Module
-    """What is trained, and saved under its names. Everything that a gradient flows through is made inside `loss`, heads
-    included; under `parallel=ddp` the wrapped module's forward is `loss` as a whole."""
+    """The trained module; checkpoints use its names. Everything that a gradient flows through, heads included, is
+    computed inside `loss`: under `parallel=ddp` the forward of the wrapped module is all of `loss`."""
 
     def micro_batches(self, step: int) -> Iterable[Any]:
         """Draw the micro-batches of step `step` (1-based): feed slots, roll out. No gradient; collectives allowed."""
 
     def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
-        """(sum of the loss, the weight to divide it by, metrics) of one micro-batch of this rank."""
+        """Return (summed loss, weight to divide it by, metrics) for one micro-batch of this rank."""
 
     def after_step(self) -> None:
-        """Called once after the optimizers have stepped (and the averaged weights have moved)."""
+        """Called once after the optimizers have stepped (and the averaged weights are updated)."""
 
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
         """Evaluate on the held-out split; `final` is the last evaluation of the run. Same result on every rank."""
@@ -115,23 +115,24 @@ class Task(Protocol):
     def param_groups(self) -> list[ParamGroup]:
         """What is trained, by which optimizer."""
 
-    # A task whose micro-batches all have the same shapes may set `compiles`, the mode of `compile=auto` on CUDA:
-    # "block" where each block runs many times in a step, else "full".
+    # Optional: a task whose micro-batches all have the same shapes may set `compiles`, the mode of `compile=auto` on
+    # CUDA: "block" if each block runs many times in a step, else "full".
 
-    # A task whose steps `step_graph` may capture has `not_captured`: why they cannot be captured here, or "". Then
-    # `captured_as(step) -> Hashable | None` is asked once the micro-batches of that step are drawn: steps of one value
-    # and with micro-batches of one form do the same operations on the device; None is a step in which the host takes
-    # part. `carried() -> list[Tensor]` are the tensors that a step leaves to the next (its carry), and `carry(tensors)`
-    # puts as many others in their place. Its micro-batches are tensors, numbers, text or None in plain dicts, lists
-    # and tuples; with others, steps run kernel by kernel.
+    # Optional: a task whose steps `step_graph` may capture has `not_captured`, the reason why they cannot be captured
+    # here, or "". Then `captured_as(step) -> Hashable | None` is called once the micro-batches of that step are drawn:
+    # steps with equal values and equal shapes of the micro-batches run the same device operations; None is a step in
+    # which the host takes part. `carried() -> list[Tensor]` returns the tensors that a step passes to the next (its
+    # carry), and `carry(tensors)` replaces them. Micro-batches must be tensors, numbers, text or None in plain dicts,
+    # lists and tuples; with anything else, steps run eagerly.
 
-    # A task whose steps may leave parameters out has a method `left_out() -> Iterable[nn.Parameter]`, too: those that
-    # had no part in the newest step, the same on every rank.
+    # Optional: a task whose steps may not use all parameters has `left_out() -> Iterable[nn.Parameter]`: those unused
+    # in the newest step, the same on every rank.
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimizers: nested dicts and lists of tensors, scalars, `RowSharded` tensors."""
 
-    # A task with rows to show beside the metrics of an evaluation has `tables() -> dict[str, list[dict[str, Any]]]`.
+    # Optional: a task that logs tables with the metrics of an evaluation has
+    # `tables() -> dict[str, list[dict[str, Any]]]`.
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse: `RowSharded` leaves arrive already sliced to this rank's rows."""
@@ -144,7 +145,7 @@ class Evaluation:
     step: int
     results: Mapping[str, float | None]
     best: tuple[float, int] | None
-    """Best value of the primary metric so far, and the step it is of."""
+    """Best value of the primary metric so far, and its step."""
     step_ms: float | None
     """Mean time of a training step at the last log line of this process."""
 
@@ -158,27 +159,27 @@ class TrainingPlan:
 
     task: Task
     total_steps: int
-    """The horizon: where an uninterrupted run without `max_steps` ends, and what schedules count against."""
+    """The horizon: the last step of a run without `max_steps`, which schedules are relative to."""
     schedule: Callable[[int], float]
     """Step (1-based) -> factor on every group's peak learning rate."""
     eval_steps: Collection[int] = ()
-    """The steps that an evaluation follows: a range, or another collection that need not list them all."""
+    """The steps followed by an evaluation: a range, or another collection that need not list them all."""
     metric_steps: Collection[int] | None = None
-    """Those of them that measure the primary metric, where not all do: only these count for early stopping."""
+    """Those of `eval_steps` that measure the primary metric, if not all do; only these count for early stopping."""
     final_eval: bool = True
-    """Whether one follows the last step in any case."""
+    """Whether an evaluation follows the last step in any case."""
     final_like_others: bool = True
-    """Whether that final one covers what the others do. If not, its figures are never compared with theirs."""
+    """Whether the final evaluation covers the same data as the others. If not, they are never compared."""
     final_adds: bool = False
-    """Whether it has further figures (of a test split, e.g.), so that an ordinary one does not take its place."""
+    """Whether the final evaluation has further metrics (of a test split, e.g.), so that no ordinary one replaces it."""
     covers: str = ""
-    """What the primary metric of an ordinary evaluation is taken over; where a resume changes it, what is best, early
+    """The data that the primary metric of an ordinary evaluation covers; if a resume changes it, the best result, early
     stopping and a plateau start over."""
     plateau: Plateau | None = None
-    """What the schedule counts evaluations with, where it waits for them; part of the checkpoint."""
+    """The evaluation counter of a plateau schedule; part of the checkpoint."""
     checkpoint_every_eval: bool = True
     splits: Mapping[str, str] = field(default_factory=dict)
-    """First part of an evaluation metric's name -> which data it is of, and what for: printed, and in summary.json."""
+    """First part of an evaluation metric's name -> its data and their purpose: printed, and in summary.json."""
     primary_metric: str = "eval/loss"
     metric_mode: str = "min"
     batch_key: str = "batch_size"
@@ -192,14 +193,14 @@ class TrainingPlan:
     cards: list[dict[str, Any]] = field(default_factory=list)
     """Data cards, kept in the run directory."""
     start: Callable[[], None] | None = None
-    """Puts weights that are not random into the model; called for a new run, not for one that resumes."""
+    """Loads pretrained weights into the model; called for a new run, not for one that resumes."""
     report: Callable[[Evaluation], Mapping[str, str | bytes]] | None = None
-    """Rank 0, after an evaluation and with its weights: file name -> content, kept in the run directory."""
+    """Called on rank 0 after an evaluation, with its weights in place: file name -> content for the run directory."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """Documented names in the run directory -> best, latest or step_N, as links to that checkpoint."""
+    """Name of a link in the run directory -> the checkpoint it points to: best, latest or step_N."""
     keep_every: int | None = None
     """Keep the checkpoints of multiples of this step, unless the config sets keep_every."""
 
     def last_step(self, max_steps: int | None) -> int:
-        """Where a run ends that takes at most `max_steps`."""
+        """The last step of a run of at most `max_steps`."""
         return min(self.total_steps, max_steps or self.total_steps)

@@ -1,4 +1,4 @@
-"""torch.compile for a task: in place, so that names in checkpoints and the modules that others hold stay the same."""
+"""torch.compile for a task, in place: names in checkpoints and references to modules stay the same."""
 
 from __future__ import annotations
 
@@ -15,55 +15,54 @@ from engine.io import print_rank0
 from engine.task import Task
 
 BACKEND = "inductor"
-VARIANTS = 64  # a block is compiled for each of: gradients or none, kind of inputs, rows of a batch
-REPAID = {"block": 1_000, "full": 10_000}
-"""Steps from which `auto` compiles. Measured on one H100: warm-up 13 s (block) and 58 to 83 s (full); a step of 512
-wide models gains 30 to 90 ms, one of small models 3 to 4 ms."""
-REPAID_SECONDS = {"block": 60, "full": 350}
-"""Seconds of `max_seconds`, to which the warm-up counts, from which `auto` compiles: warm-up x r / (r - 1) where steps
+VARIANTS = 64  # a block is compiled for each combination of grad mode, kind of inputs and batch rows
+MIN_STEPS = {"block": 1_000, "full": 10_000}
+"""Steps left from which `auto` compiles. Measured on one H100: warm-up 13 s (block) and 58 to 83 s (full); a step of
+models of width 512 gains 30 to 90 ms, of small models 3 to 4 ms."""
+MIN_SECONDS = {"block": 60, "full": 350}
+"""Seconds left of `max_seconds`, which includes the warm-up, from which `auto` compiles: warm-up x r / (r - 1) if steps
 become r times as fast. By the same measurements 22 to 100 s (r from 2.4 down to 1.15), and 350 s (r 1.31)."""
 
 
-def choose_mode(asked: str, *, device: str, suits: str | None, steps: int, seconds: float | None) -> tuple[str, str]:
-    """What `compile=asked` stands for in a run with `steps` and a budget of `seconds` left, and why it is off in words
-    ("" where that goes without saying). `suits` is what the task declares (engine/task.py), None where it declares
-    nothing."""
-    if asked != "auto":
-        return asked, ""
+def choose_mode(setting: str, *, device: str, suits: str | None, steps: int, seconds: float | None) -> tuple[str, str]:
+    """Resolve `compile=setting` for a run with `steps` and a budget of `seconds` left: (mode, the reason why it is off,
+    "" where none is needed). `suits` is the mode that the task declares (engine/task.py), None if it declares none."""
+    if setting != "auto":
+        return setting, ""
     if device != "cuda":
         return "off", ""
     if os.environ.get("DISABLE_COMPILE"):
         return "off", "DISABLE_COMPILE is set"
     if suits is None:
         return "off", "auto compiles only what has the same shapes at every step"
-    if steps < REPAID[suits]:
-        return "off", f"{steps:,} steps do not repay the warm-up ({REPAID[suits]:,} would); compile={suits} compiles"
-    if seconds is not None and seconds < (least := REPAID_SECONDS[suits]):
+    if steps < MIN_STEPS[suits]:
+        return "off", f"{steps:,} steps do not repay the warm-up ({MIN_STEPS[suits]:,} would); compile={suits} compiles"
+    if seconds is not None and seconds < (least := MIN_SECONDS[suits]):
         left = f"{seconds:.4g} s left of max_seconds"
         return "off", f"{left} do not repay the warm-up ({least} would); compile={suits} compiles"
     return suits, ""
 
 
-class _Switch:
-    """Compiled functions run inside the loss of a training step, and only as long as the compiler can cope. Elsewhere
-    the same functions run as they are written: sampling, where every token has a length of its own, and evaluation,
-    whose batches have other sizes, would compile again and again and use up what dynamo allows to training."""
+class _CompileInLoss:
+    """Compiled functions run only inside the loss of a training step, and until compilation fails once. Elsewhere the
+    same functions run eagerly: sampling (every token has another length) and evaluation (other batch sizes) would
+    recompile again and again and exhaust dynamo's recompile limit, which training needs."""
 
     def __init__(self, task: Any, mode: str, options: dict[str, Any]) -> None:
         self.task = task
-        self.task.compiled = mode  # what runs, for those who report it
+        self.task.compiled = mode  # the mode that runs, for reports
         self.mode, self.options = mode, options
-        self.inside, self.working, self.warm = False, True, False
+        self.in_loss, self.working, self.warm = False, True, False
 
-    def within(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_loss(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         def call(*inputs: Any) -> Any:
-            began, self.inside = time.perf_counter(), True
+            start, self.in_loss = time.perf_counter(), True
             try:
                 return loss(*inputs)
             finally:
-                self.inside = False
+                self.in_loss = False
                 if not self.warm and self.working:
-                    seconds = time.perf_counter() - began
+                    seconds = time.perf_counter() - start
                     print_rank0(
                         f"compile     {self.mode}: the first loss took {seconds:.0f} s; gradients compile after that"
                     )
@@ -71,32 +70,31 @@ class _Switch:
 
         return call
 
-    def choose(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        fast = torch.compile(plain, **self.options)
+    def compile(self, eager: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = torch.compile(eager, **self.options)
 
         def call(*inputs: Any, **named: Any) -> Any:
-            if self.inside and self.working:
+            if self.in_loss and self.working:
                 try:
-                    return fast(*inputs, **named)
+                    return compiled(*inputs, **named)
                 except torch._dynamo.exc.TorchDynamoException as error:
                     self.working, self.task.compiled = False, "off"
                     print_rank0(
                         f"warning: compile={self.mode} failed ({_reason(error)}), training continues uncompiled"
                     )
-            return plain(*inputs, **named)
+            return eager(*inputs, **named)
 
         return call
 
 
 def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: int, spent: float = 0.0) -> str:
-    """Compile by `config.compile` for a run with `steps` left: off, block (each of `task.module.blocks()`), full
-    (`task.loss`). `spent` are the seconds of `max_seconds` that earlier processes of the run took. Returns the mode
-    that runs.
+    """Compile as `config.compile` says, for a run with `steps` left: off, block (each of `task.module.blocks()`), full
+    (`task.loss`). `spent`: seconds of `max_seconds` that earlier processes of the run took. Returns the mode that runs.
 
-    Only rounding and speed depend on it, so without a compiler there is a warning, and training runs uncompiled.
+    It changes only speed and rounding, so without a working compiler training runs uncompiled, with a warning.
 
     Raises:
-        UsageError: the model names no blocks.
+        UsageError: compile=block, and the model names no blocks.
     """
     model: Any = task.module
     blocks = model.blocks() if hasattr(model, "blocks") else []
@@ -121,26 +119,26 @@ def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: 
         )
         return "off"
     limits = torch._dynamo.config
-    # blocks that are not alike share one limit, that of their common code
+    # different blocks share one limit, that of their common code
     limits.recompile_limit = max(limits.recompile_limit, VARIANTS * max(1, len(blocks)))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
-    switch = _Switch(task, mode, options)
+    wrapper = _CompileInLoss(task, mode, options)
     if mode == "full":
-        task.loss = switch.within(switch.choose(task.loss))  # type: ignore[method-assign]
+        task.loss = wrapper.wrap_loss(wrapper.compile(task.loss))  # type: ignore[method-assign]
         print_rank0("compile     the whole loss; the first step takes a minute or two")
         return mode
     for block in blocks:
-        block.forward = switch.choose(block.forward)
-    task.loss = switch.within(task.loss)  # type: ignore[method-assign]
+        block.forward = wrapper.compile(block.forward)
+    task.loss = wrapper.wrap_loss(task.loss)  # type: ignore[method-assign]
     print_rank0(f"compile     {len(blocks)} block(s); the first step takes some seconds more for each")
     return mode
 
 
 def compiler_fault(device: torch.device, options: dict[str, Any]) -> str | None:
-    """Compile one small function: why it cannot be done here, or None."""
+    """Compile one small function; return why that fails here, or None."""
     try:
         torch.compile(lambda x: torch.nn.functional.silu(x) + 1, **options)(torch.ones(8, device=device))
-    except Exception as error:  # what a backend raises is its own affair, and of many types
+    except Exception as error:  # backends raise errors of many types
         return _reason(error)
     return None
 

@@ -1,7 +1,7 @@
-"""The evaluations of a run: which were made, the best, what early stopping waits for, and the weights they are made of.
+"""Evaluations of a run: when one is due, the best result, early stopping, and the averaged weights they use.
 
-Like is compared with like: a final evaluation may cover something else than the others (a whole split and not a subset
-of it). Then its figures are the run's result, and play no part in what is best and when to stop.
+A final evaluation may cover other data than the others (a whole split, not a subset of it). Its results are then the
+run's, but they are not compared with the others' and do not count for early stopping.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from engine.task import TrainingPlan
 
 
 class Evaluations:
-    """The evaluations of one run; part of its checkpoints. `step` is that of the newest one, -1 before the first."""
+    """State of a run's evaluations, saved in checkpoints. `step` is that of the newest one, -1 before the first."""
 
     def __init__(self, plan: TrainingPlan, config: RunConfig) -> None:
         self._plan, self._config = plan, config
         self.results: dict[str, float | None] = {}
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Start without any: for a run that branches off another."""
+    def reset(self) -> None:
+        """Drop all results, for a run that branches off another."""
         self.step = self.final_step = -1
         self.judged: dict[str, Any] = {}  # the newest value of the primary metric: step, value, final
         self.early_stop = EarlyStop(self._config, direction=self._plan.metric_mode)
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether an ordinary one is due now. The final one takes its place where it covers the same."""
+        """Whether an ordinary evaluation is due; a final one that covers the same data replaces it."""
         replaced = last and self._plan.final_eval and self._plan.final_like_others
-        already_stopped = self.early_stop.due and not last  # so only after a resume
+        already_stopped = self.early_stop.due and not last  # only after a resume
         return step in self._plan.eval_steps and self.step != step and not already_stopped and not replaced
 
     def final_due(self, step: int) -> bool:
-        """Whether the final evaluation is still to be made, at the last step."""
+        """Whether the final evaluation is still missing at the last step."""
         plan = self._plan
-        made = self.step if plan.final_like_others and not plan.final_adds else self.final_step
-        return plan.final_eval and made != step
+        newest = self.step if plan.final_like_others and not plan.final_adds else self.final_step
+        return plan.final_eval and newest != step
 
     def record(self, step: int, results: dict[str, float | None], *, final: bool) -> None:
-        """Take the results of an evaluation. A collective: the primary metric of rank 0 decides for all."""
+        """Record the results of an evaluation. A collective: rank 0's primary metric decides on all ranks."""
         plan = self._plan
         value = broadcast_object(results.get(plan.primary_metric))
-        if odd := [f"{name} is {x}" for name, x in results.items() if x is not None and not math.isfinite(x)]:
-            print_rank0(f"warning: step {step}: {odd[0]}: the model may have diverged")
+        if bad := [f"{name} is {x}" for name, x in results.items() if x is not None and not math.isfinite(x)]:
+            print_rank0(f"warning: step {step}: {bad[0]}: the model may have diverged")
         apart = final and not plan.final_like_others
-        # What only belongs to an end (of max_steps, e.g.) does not count: a run that resumes must not know of it.
+        # An evaluation made only because the run ends (at max_steps, e.g.) does not count: a resume continues as if
+        # there had been no end.
         measured = step in (plan.eval_steps if plan.metric_steps is None else plan.metric_steps)
         counts = measured and self.step != step and not self.early_stop.due and not apart
         self.early_stop.update(value, step, counts=counts, apart=apart)
@@ -68,8 +69,8 @@ class Evaluations:
         self.step = self.step if apart else step
 
     def metric(self, step: int) -> dict[str, Any] | None:
-        """Name, value and goal of the primary metric, if it was evaluated after `step`. `final` marks a value that
-        covers something else than those of the other evaluations."""
+        """Name, value and goal of the primary metric, if it was evaluated after `step`. `final` marks a value over
+        other data than the other evaluations'."""
         value = self.judged.get("value") if self.judged.get("step") == step else None
         if value is None or not math.isfinite(value):
             return None
@@ -91,16 +92,16 @@ class Evaluations:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, task: dict[str, Any]) -> None:
-        """The inverse. An earlier version kept a plateau with the `task`, and neither `judged` nor `final_step`."""
+        """The inverse. Older checkpoints have the plateau in the `task` state, and no `judged` or `final_step`."""
         self.step, self.results = state["evaluated_step"], dict(state["results"])
         self.final_step = state.get("final_step", self.step)
-        before = {"step": self.step, "value": self.results.get(self._plan.primary_metric), "final": False}
-        self.judged = state.get("judged", before)
+        default = {"step": self.step, "value": self.results.get(self._plan.primary_metric), "final": False}
+        self.judged = state.get("judged", default)
         self.early_stop.load_state_dict(state.get("early_stop", {}))
         plateau = state.get("plateau") or task.get("plateau")
         if self._plan.plateau is not None and plateau:
             self._plan.plateau.load_state_dict(plateau)
-        covered = state.get("covers", self._plan.covers)  # an earlier version did not store it
+        covered = state.get("covers", self._plan.covers)  # missing in older checkpoints
         if covered != self._plan.covers:
             print_rank0(
                 f"note: evaluations cover {self._plan.covers} now, not {covered}: the best result is selected afresh"
@@ -110,13 +111,13 @@ class Evaluations:
                 self._plan.plateau.best, self._plan.plateau.waited = None, 0
 
 
-# --- early stopping: the run ends once its primary metric has not become better for some evaluations ------------------
+# --- early stopping: the run ends after some evaluations without a better primary metric ------------------------------
 
 
 class EarlyStop:
     """Counts evaluations without progress; the count and the best value are part of the checkpoint.
 
-    It counts in every run, so that a resume may ask for early stopping and has the past before it.
+    It counts in every run, so that a resume can turn on early stopping with the past evaluations counted.
     """
 
     def __init__(self, config: RunConfig, *, direction: str) -> None:
@@ -125,19 +126,19 @@ class EarlyStop:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count: no value was seen that the coming ones compare with."""
+        """Start counting afresh, with no value to compare with."""
         self.best: float | None = None
         self.best_step: int | None = None
-        self.best_apart = False  # the best value is of a final evaluation that covers something else than the others
+        self.best_apart = False  # the best value is of a final evaluation over other data than the others
         self.mark: float | None = None  # what the next value has to exceed by min_delta
         self.waited = 0
 
     def update(self, value: float | None, step: int, *, counts: bool, apart: bool = False) -> None:
-        """Take the primary metric of one evaluation; none, or one that is not finite, is not progress.
+        """Record the primary metric of one evaluation; None or a non-finite value is no progress.
 
-        `counts` is false for one that only belongs to an end (of max_steps, e.g.), so that a run that resumes from
-        there stops where it would have stopped without that end. `apart` is one that covers something else than the
-        others (a whole split, not a subset of it): it is compared with its like only, and gives way to the others.
+        `counts` is false for an evaluation made only because the run ends (at max_steps, e.g.): a run resumed from
+        there stops where an uninterrupted one would. `apart` marks one over other data than the others (a whole split,
+        not a subset of it): it is compared only with others of its kind, and any ordinary one replaces it as best.
         """
         usable = value if value is not None and math.isfinite(value) else None
         if usable is not None and (
@@ -154,7 +155,7 @@ class EarlyStop:
 
     @property
     def due(self) -> bool:
-        """Whether the run has waited long enough."""
+        """Whether `patience` evaluations in a row brought no progress."""
         return self.patience is not None and self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,13 +164,13 @@ class EarlyStop:
         return {**best, "mark": self.mark, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; an empty state, of a checkpoint that knew no early stopping, begins to count."""
+        """The inverse; an empty state (of a checkpoint from before early stopping) changes nothing."""
         for name in self.state_dict().keys() & state.keys():
             setattr(self, name, state[name])
 
 
 def check_early_stop(config: RunConfig, plan: TrainingPlan) -> None:
-    """Raises UsageError where early stopping could never happen."""
+    """Raises: UsageError if early stopping has no evaluations to count."""
     if config.early_stop_patience is not None and not plan.eval_steps:
         raise UsageError(
             f"early_stop_patience={config.early_stop_patience} needs evaluations before the end and this run has none: "
@@ -177,14 +178,14 @@ def check_early_stop(config: RunConfig, plan: TrainingPlan) -> None:
         )
 
 
-# --- the weights of an evaluation: averages, ours or those that optimizers keep, in exchange for the trained ones -----
+# --- averaged weights, swapped in for an evaluation: the EMA, or an optimizer's own average ---------------------------
 
 
 class EMA:
-    """shadow <- rate · shadow + (1 - rate) · parameter, no bias correction; parameters that need no gradient
-    are left out.
+    """Exponential moving average of the parameters that require gradients, without bias correction:
+    shadow <- rate · shadow + (1 - rate) · parameter.
 
-    Raises ValueError for a rate outside [0, 1).
+    Raises: ValueError for a rate outside [0, 1).
     """
 
     def __init__(self, params: Mapping[str, Tensor], rate: float) -> None:
@@ -196,29 +197,29 @@ class EMA:
 
     @torch.no_grad()
     def update(self, ok: Tensor) -> None:
-        """Move the shadows towards the parameters, in place; where a step is called off (`ok` is 0) both stay."""
+        """Update the averages in place; a skipped step (`ok` is 0) leaves them unchanged."""
         if self.shadow:
             shadows = list(self.shadow.values())
-            way = torch._foreach_sub(self._values(), shadows)
-            torch._foreach_mul_(way, ok.to(way[0].dtype))
-            torch._foreach_add_(shadows, way, alpha=1.0 - self.rate)
+            deltas = torch._foreach_sub(self._values(), shadows)
+            torch._foreach_mul_(deltas, ok.to(deltas[0].dtype))
+            torch._foreach_add_(shadows, deltas, alpha=1.0 - self.rate)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside the block the parameters hold the averages; afterwards exactly what they held before.
+        """Context in which the parameters hold the averages; on exit their own values are restored exactly.
 
-        Values are copied, not pointers: views into the parameters (flat buffers, recorded graphs) stay valid.
+        Values are copied, not pointers: views into the parameters (flat buffers, captured graphs) stay valid.
         """
         values = self._values()
         with torch.no_grad():
-            kept = [value.clone() for value in values]
+            saved = [value.clone() for value in values]
             for value, shadow in zip(values, self.shadow.values(), strict=True):
                 value.copy_(shadow)
         try:
             yield
         finally:
             with torch.no_grad():
-                for value, old in zip(values, kept, strict=True):
+                for value, old in zip(values, saved, strict=True):
                     value.copy_(old)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -227,9 +228,9 @@ class EMA:
 
     @torch.no_grad()
     def restart(self, state: Mapping[str, Tensor]) -> None:
-        """Begin with the averages in `state`; a parameter that it lacks begins with its present value.
+        """Set the averages to those in `state`; parameters missing there start at their current values.
 
-        Raises ValueError that names an average of another shape.
+        Raises: ValueError naming an average of another shape.
         """
         for name, shadow in self.shadow.items():
             value = state.get(name, self.params[name].detach())
@@ -244,14 +245,14 @@ class EMA:
 
 
 def averages(ema: EMA | None, optimizers: Mapping[str, Any]) -> list[AbstractContextManager[None]]:
-    """Exchanges of weights that an evaluation enters: for our average, else for those that optimizers keep."""
+    """Context managers that swap in the weights to evaluate: the EMA's, else those of optimizers that average."""
     if ema is not None:
         return [ema.swapped()]
-    return [o.evaluating() for o in optimizers.values() if getattr(o, "evaluates_others", False)]
+    return [o.evaluating() for o in optimizers.values() if getattr(o, "has_eval_weights", False)]
 
 
 def averaged_weights(module: nn.Module, ema: EMA | None, optimizers: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The weights that evaluations use, by clean name, where they are not the trained ones themselves."""
+    """The weights that evaluations use, by clean name; None if these are the trained weights themselves."""
     if ema is not None:
         return ema.state_dict()
     swaps = averages(None, optimizers)

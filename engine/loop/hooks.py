@@ -1,4 +1,4 @@
-"""Hooks of the trainer, and those that report on a run: what it trains, its progress, a trace of a few steps."""
+"""Trainer hooks: the base class, a progress bar and a profiler; and the printed plan of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """What may be attached to a run beside the loop's own duties. Every method may be left out."""
+    """Base class of trainer hooks. Every method is optional."""
 
     def start(self, trainer: Trainer) -> None:
         """Before the first step of this process."""
@@ -29,21 +29,18 @@ class Hook:
         """After each evaluation."""
 
     def end(self, trainer: Trainer) -> None:
-        """When the loop ends well."""
+        """After the last step, unless an error ended the run."""
 
 
 class ProgressBar(Hook):
-    """Draws nothing where stdout is not a terminal, and on ranks other than 0.
-
-    Lines printed meanwhile appear above it.
-    """
+    """A progress bar, on rank 0 and only if stdout is a terminal. Lines printed meanwhile appear above it."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
 
     def start(self, trainer: Trainer) -> None:
-        """Open the bar at the present step."""
+        """Open the bar at the current step."""
         if not (is_main() and sys.stdout.isatty()):
             return
         from rich import progress
@@ -58,13 +55,13 @@ class ProgressBar(Hook):
         self._bar.start()
 
     def after_step(self, trainer: Trainer) -> None:
-        """Advance by one step; the bar shows when an evaluation follows, which takes a while."""
+        """Advance by one step, and show that an evaluation follows if one is due."""
         if self._bar is not None:
-            waiting = "evaluating" if trainer.evaluation_due() else ""
-            self._bar.update(self._task, completed=trainer.step, description=waiting)
+            description = "evaluating" if trainer.evaluation_due() else ""
+            self._bar.update(self._task, completed=trainer.step, description=description)
 
     def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
-        """The evaluation is over."""
+        """Clear the description."""
         if self._bar is not None:
             self._bar.update(self._task, description="")
 
@@ -76,7 +73,7 @@ class ProgressBar(Hook):
 
 
 def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_step: int) -> None:
-    """What is trained, in batches of what, how long."""
+    """Print what is trained, on which splits, the batch size and the number of steps."""
     ranks = runtime.world_size
     micro = plan.batch_rows // (ranks * runtime.accumulation)
     groups = ", ".join(
@@ -100,12 +97,12 @@ def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_st
 # --- a trace with torch.profiler --------------------------------------------------------------------------------------
 
 
-WARM_UP = 2  # one step for what happens only once (compiling, caches), one with the profiler already on
+WARM_UP = 2  # one step for one-time work (compiling, caches), one with the profiler already on
 ROWS = 20
 
 
 class StepProfiler(Hook):
-    """Records `steps` steps after a warm-up, from the end of one to the end of the last: logging and saving included.
+    """Profiles `steps` steps after a warm-up, each from the end of the previous one: logging and saving included.
 
     Writes trace_step_A-B.json (chrome://tracing, ui.perfetto.dev) and operators_step_A-B.txt into `folder`.
     """
@@ -116,7 +113,7 @@ class StepProfiler(Hook):
         self._first = self._last = 0
 
     def start(self, trainer: Trainer) -> None:
-        """Begin at the first step of this process."""
+        """Schedule the recording, counted from the first step of this process."""
         from torch import profiler
 
         self._first = trainer.step + WARM_UP + 1
@@ -128,12 +125,12 @@ class StepProfiler(Hook):
         kinds = [profiler.ProfilerActivity.CPU]
         if trainer.runtime.device.type == "cuda":
             kinds.append(profiler.ProfilerActivity.CUDA)
-        plan = profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.steps, repeat=1)
-        self._profiler = profiler.profile(activities=kinds, schedule=plan, on_trace_ready=self._write)
+        schedule = profiler.schedule(wait=WARM_UP - 1, warmup=1, active=self.steps, repeat=1)
+        self._profiler = profiler.profile(activities=kinds, schedule=schedule, on_trace_ready=self._write)
         self._profiler.start()
 
     def after_step(self, trainer: Trainer) -> None:
-        """Count; after the last one the files are written and the profiler is gone."""
+        """Advance the profiler; after the last recorded step, write the files and stop."""
         if self._profiler is not None:
             self._last = trainer.step
             self._profiler.step()
@@ -141,7 +138,7 @@ class StepProfiler(Hook):
                 self.end(trainer)
 
     def end(self, trainer: Trainer) -> None:
-        """Write what has been recorded, where the run ends sooner."""
+        """Stop, and write what has been recorded."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
@@ -149,14 +146,14 @@ class StepProfiler(Hook):
     def _write(self, recorded: Any) -> None:
         name = f"step_{self._first}-{self._last}"
         trace = self.folder / f"trace_{name}.json"
-        half = self.folder / f".{trace.name}.part"
+        part = self.folder / f".{trace.name}.part"
         device = any(event.device_type.name == "CUDA" for event in recorded.events())
         order = "self_device_time_total" if device else "self_cpu_time_total"
         table = recorded.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
         try:
             atomic_write_text(self.folder / f"operators_{name}.txt", table + "\n")
-            recorded.export_chrome_trace(str(half))
-            os.replace(half, trace)
+            recorded.export_chrome_trace(str(part))
+            os.replace(part, trace)
         except OSError as error:
             print_rank0(f"warning: no profile ({error}), training continues")
         else:

@@ -1,10 +1,10 @@
 """One step's gradient: summed over micro-batches and ranks, divided once by the global weight, clipped, checked.
 
-`flat` keeps every dense gradient as a view of one buffer: one zero, one all-reduce, one norm, one division, whatever
-the number of parameters. `ddp` leaves the reduction to torch's DistributedDataParallel, which overlaps it with the
-backward pass of large models; it averages, so the sum is restored here. Both give the same numbers up to rounding.
+`flat` keeps all dense gradients as views of one buffer: one fill, one all-reduce, one norm, one division, whatever the
+number of parameters. `ddp` leaves the reduction to torch's DistributedDataParallel, which overlaps it with the backward
+pass of large models; it averages, so the sum is restored here. Both give the same numbers up to rounding.
 
-DDP has to see everything that a gradient flows through, so it wraps the whole of `task.loss`: trunk, heads and loss.
+DDP has to see everything that a gradient flows through, so it wraps all of `task.loss`: trunk, heads and loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.distributed import all_reduce_sum, world_size
 from engine.task import Metrics, ParamGroup, Task
 
 
-class _LossOf(nn.Module):
+class _LossModule(nn.Module):
     """`task.loss` as the forward of one module."""
 
     def __init__(self, task: Task) -> None:
@@ -32,20 +32,20 @@ class _LossOf(nn.Module):
     def forward(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
         loss, weight, metrics = self._task.loss(micro_batch)
         used = (param for param in self.module.parameters() if param.requires_grad)
-        return _PartOfAll.apply(loss, *used), weight, metrics  # type: ignore[no-untyped-call]
+        return _DependOnAll.apply(loss, *used), weight, metrics  # type: ignore[no-untyped-call]
 
 
-class _PartOfAll(torch.autograd.Function):
-    """The loss itself, as if all parameters had a part in it: DDP waits for each, and a step may leave some out."""
+class _DependOnAll(torch.autograd.Function):
+    """Identity on the loss that makes it depend on all parameters: DDP waits for each, and a step may not use some."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *params: Tensor) -> Tensor:
-        ctx.params = len(params)
+        ctx.param_count = len(params)
         return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad, *[None] * ctx.params
+        return grad, *[None] * ctx.param_count
 
 
 class GradientReducer:
@@ -60,11 +60,11 @@ class GradientReducer:
         self._left_out: list[tuple[nn.Parameter, Tensor | None]] = []
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if self.parallel == "ddp":
-            self._ddp = nn.parallel.DistributedDataParallel(_LossOf(task), broadcast_buffers=False)
+            self._ddp = nn.parallel.DistributedDataParallel(_LossModule(task), broadcast_buffers=False)
         elif self.params and parallel != "fsdp":
-            self._flat = self._as_views()
+            self._flat = self._flatten_grads()
 
-    def _as_views(self) -> Tensor:
+    def _flatten_grads(self) -> Tensor:
         first = self.params[0]
         if any(p.dtype != first.dtype or p.device != first.device for p in self.params):
             raise TypeError("all trained parameters must share one dtype and one device")
@@ -76,7 +76,7 @@ class GradientReducer:
         return flat
 
     def start(self) -> None:
-        """Set the gradients to zero (or drop them, where DDP owns them)."""
+        """Zero the gradients (set them to None where DDP owns them)."""
         for param, grad in self._left_out:
             param.grad = grad
         self._left_out = []
@@ -87,32 +87,29 @@ class GradientReducer:
                 param.grad = None
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[object]:
-        """The context of one micro-batch's forward and backward: only the last one of a step may reduce."""
+        """Context of one micro-batch's forward and backward: DDP reduces only in the last one of a step."""
         return nullcontext() if self._ddp is None or last else self._ddp.no_sync()
 
     def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
-        """`task.loss`, so that its backward pass reduces where DDP is to."""
+        """`task.loss`, through DDP where that reduces in the backward pass."""
         return self._task.loss(micro_batch) if self._ddp is None else self._ddp(micro_batch)
 
     def leave_out(self, params: Iterable[nn.Parameter]) -> None:
-        """Until the next start these have no gradient: optimizers neither move nor decay what had no part in a step."""
+        """Drop the gradients of `params` until the next start: optimizers neither update nor decay them."""
         for param in params:
             self._left_out.append((param, param.grad))
             param.grad = None
 
     @torch.no_grad()
     def finish(self, loss_sum: Tensor, weight: Tensor, *, clip: float | None) -> tuple[Tensor, Tensor]:
-        """Reduce, divide by the global weight (by 1 where nothing had any), clip to the global norm `clip`.
+        """Reduce, divide by the global weight (by 1 if it is 0), clip to the global norm `clip`.
 
         Returns:
-            (norm before clipping, ok): scalars on the device. `ok` is 1 when the loss and every gradient of every rank
-            are finite, and the same number on all ranks; optimizers leave everything as it is where it is 0.
+            (norm before clipping, ok): scalars on the device. `ok` is 1 if the loss and all gradients of all ranks are
+            finite, else 0, and the same on all ranks; if it is 0, optimizers change nothing.
         """
-        totals = (
-            torch.stack([loss_sum.detach().double(), weight.double()])
-            if loss_sum.device.type != "mps"
-            else (torch.stack([loss_sum.detach().float(), weight.float()]))
-        )
+        dtype = torch.float32 if loss_sum.device.type == "mps" else torch.float64
+        totals = torch.stack([loss_sum.detach().to(dtype), weight.to(dtype)])
         all_reduce_sum(totals)
         loss_total, weight_total = totals[0], totals[1].masked_fill(totals[1] == 0, 1.0)
         ok = torch.isfinite(loss_total)
@@ -130,11 +127,11 @@ class GradientReducer:
             self._flat.div_(weight_total.to(self._flat.dtype))
             norm: Tensor = torch.linalg.vector_norm(self._flat)
             return norm
-        for param in self.params:  # what no rank used has a gradient of zero, as it has in the flat buffer
+        for param in self.params:  # unused parameters get a gradient of zero, as in the flat buffer
             param.grad = torch.zeros_like(param) if param.grad is None else param.grad
         self._scale(world_size() / weight_total)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
-        return self.over_ranks(norm)
+        return self.global_norm(norm)
 
     def _scale(self, factor: Tensor) -> None:
         grads = self._gradients()
@@ -145,29 +142,29 @@ class GradientReducer:
             return [self._flat]
         return [param.grad for param in self.params if param.grad is not None]
 
-    # Where ranks hold pieces of the parameters (sharding.py) these gather and cut; here every tensor is whole.
+    # Overridden where ranks hold shards of the parameters (sharding.py); here all tensors are full.
 
-    def whole(self) -> AbstractContextManager[object]:
-        """Inside, the module of every rank holds all weights. A collective."""
+    def unsharded(self) -> AbstractContextManager[object]:
+        """Context in which the module of every rank holds the full weights. A collective."""
         return nullcontext()
 
-    def over_ranks(self, norm: Tensor) -> Tensor:
-        """The 2-norm of whole tensors, from that of what this rank has of them. A collective."""
+    def global_norm(self, norm: Tensor) -> Tensor:
+        """The 2-norm of the full tensors, from the `norm` of this rank's shards. A collective."""
         return norm
 
-    def averaged(self) -> dict[str, nn.Parameter]:
+    def trained_params(self) -> dict[str, nn.Parameter]:
         """The trained parameters by clean name, as optimizers see them."""
         named = self._task.module.named_parameters()
         return {clean_name(name): param for name, param in named if param.requires_grad}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put whole weights into the module. Raises: WeightsMisfit."""
+        """Load full weights into the module. Raises: WeightsMisfit."""
         load_weights(self._task.module, weights, strict=True)
 
-    def gathered(self, state: Any) -> Any:
-        """A tree of this rank's tensors by parameter name with whole ones, on rank 0. A collective."""
+    def gather(self, state: Any) -> Any:
+        """A tree of tensors by parameter name, its shards replaced by full tensors on rank 0. A collective."""
         return state
 
-    def cut(self, state: Any) -> Any:
-        """The inverse."""
+    def shard(self, state: Any) -> Any:
+        """The inverse: full tensors replaced by this rank's shards."""
         return state

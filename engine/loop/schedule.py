@@ -16,7 +16,7 @@ def warmup_cosine(step: int, *, base: float, warmup: int, total: int, min_ratio:
     """Learning rate at `step` (the first step of a run is 1).
 
     Linear from 0 to `base` over `warmup` steps, then half a cosine down to `base * min_ratio` at `total`;
-    min_ratio 1 is constant. Past `total` the floor holds. Check (1e-4, warmup 2000, total 10000, 0.1): 1 ->
+    min_ratio 1 is constant. After `total` it stays at that floor. Check (1e-4, warmup 2000, total 10000, 0.1): 1 ->
     5e-8, 6000 -> 5.5e-5.
     """
     if step < warmup:
@@ -30,10 +30,10 @@ def warmup_cosine(step: int, *, base: float, warmup: int, total: int, min_ratio:
 
 @dataclass(kw_only=True)
 class Decay:
-    """How a rate falls after its warm-up; `name` picks the curve, `options` are that curve's own.
+    """How the learning rate decays after warm-up; `name` selects the curve, `options` are that curve's own.
 
-    A step is counted from 0 here (t = step - 1). With w warm-up steps, horizon h and floor r (a share of the peak), and
-    p = (t - w) / (h - w) cut to 0..1:
+    Steps count from 0 here (t = step - 1). With w warm-up steps, horizon h and floor r (a share of the peak), and
+    p = (t - w) / (h - w) clamped to 0..1:
 
         none          1
         cosine        r + (1 - r)(1 + cos pi p) / 2                          (nanoGPT's)
@@ -62,7 +62,7 @@ class Decay:
         "wsd": {"share": (0.5, SHARE)},
         "plateau": {"factor": (0.1, SHARE), "patience": (10, Range(1)), "threshold": (1e-4, Range())},
     }
-    """Curve -> option -> (its default, its range)."""
+    """Curve -> option -> (default, range)."""
 
     def __post_init__(self) -> None:
         known = self.OPTIONS[self.name]
@@ -81,8 +81,8 @@ class Decay:
 def lr_factor(step: int, decay: Decay, *, warmup: int, horizon: int, floor: float, drops: int = 0) -> float:
     """Share of the peak learning rate at `step` (the first is 1): warm-up (t+1)/(w+1), times the decay's curve.
 
-    `floor` is min_lr / learning_rate; `drops` is how often a plateau was met. Check (cosine, w 100, h 3500, floor 0.1):
-    step 1 -> 1/101, 101 -> 1, 1801 -> 0.55, 3501 -> 0.1.
+    `floor` is min_lr / learning_rate; `drops` is how often a plateau lowered the rate. Check (cosine, w 100, h 3500,
+    floor 0.1): step 1 -> 1/101, 101 -> 1, 1801 -> 0.55, 3501 -> 0.1.
     """
     t = step - 1
     if t < warmup:
@@ -112,7 +112,7 @@ def lr_factor(step: int, decay: Decay, *, warmup: int, horizon: int, floor: floa
 
 
 class Plateau:
-    """Counts evaluations without improvement (lower is better); what it counts belongs into the checkpoint."""
+    """Counts evaluations without improvement (lower is better); its state is part of the checkpoint."""
 
     def __init__(self, *, patience: int, threshold: float) -> None:
         self.patience, self.threshold = patience, threshold
@@ -121,16 +121,15 @@ class Plateau:
 
     @classmethod
     def of(cls, decay: Decay) -> Plateau | None:
-        """The counter that `decay` needs; None for every other curve."""
+        """The counter for a plateau `decay`; None for every other curve."""
         if decay.name != "plateau":
             return None
         return cls(patience=int(decay.option("patience") or 1), threshold=decay.option("threshold") or 0.0)
 
     def observe(self, value: float | None) -> bool:
-        """Take one evaluation; True when the rate drops. An improvement is a fall by more than `threshold`; no value,
-        or one that is not finite, is none."""
-        usable = value is not None and math.isfinite(value)
-        if usable and value is not None and (self.best is None or value < self.best - self.threshold):
+        """Record one evaluation; True when the rate drops. Only a decrease by more than `threshold` is an improvement;
+        None or a non-finite value is not."""
+        if value is not None and math.isfinite(value) and (self.best is None or value < self.best - self.threshold):
             self.best, self.waited = value, 0
             return False
         self.waited += 1

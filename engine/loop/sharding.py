@@ -1,8 +1,8 @@
-"""`parallel=fsdp`: parameters, gradients, moments and averages are cut over the ranks (torch's fully_shard, FSDP2).
+"""`parallel=fsdp`: parameters, gradients, moments and averages are sharded over the ranks (torch's fully_shard, FSDP2).
 
-Each parameter is cut along its first dimension. Optimizers, averages and norms see this rank's pieces as plain tensors,
-so an optimizer has to treat every number by itself. Blocks are gathered one at a time in a training step. Evaluations
-and checkpoints gather everything; a checkpoint holds whole tensors, as that of any other run.
+Each parameter is sharded along its first dimension. Optimizers, averages and norms see this rank's shards as plain
+tensors, so an optimizer must be elementwise. A training step gathers one block at a time. Evaluations and checkpoints
+gather everything; a checkpoint holds full tensors, as that of any other run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from engine.loop.reduce import GradientReducer
 from engine.task import Metrics, ParamGroup, Task
 
 ELEMENTWISE = ("adam_atan2", "adam", "adamw", "adamax", "nadam", "radam", "adagrad", "adadelta", "rmsprop", "sgd")
-"""Optimizers in which no number depends on another."""
+"""Optimizers that update each element independently of the others."""
 
 
 def make_reducer(task: Task, groups: Sequence[ParamGroup], config: RunConfig) -> GradientReducer:
-    """What reduces the gradients of `groups`, as `config.parallel` has it. Raises: UsageError."""
+    """The gradient reducer for `config.parallel`. Raises: UsageError for what parallel=fsdp does not support."""
     if config.parallel != "fsdp":
         return GradientReducer(task, groups, parallel=config.parallel)
     if unfit := [group.optimizer for group in groups if group.optimizer not in ELEMENTWISE]:
@@ -39,18 +39,18 @@ def make_reducer(task: Task, groups: Sequence[ParamGroup], config: RunConfig) ->
 
 
 class _Root(nn.Module):
-    """Runs any work on the task with the parameters that belong to no block."""
+    """The FSDP root: calls a function of the task with the parameters gathered that belong to no block."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.module = task.module
 
-    def forward(self, work: Callable[..., Any], *inputs: Any) -> Any:
-        return work(*inputs)
+    def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        return function(*inputs)
 
 
 class ShardedReducer(GradientReducer):
-    """A `GradientReducer` of this rank's pieces: `groups` have them in place of the parameters."""
+    """A `GradientReducer` over this rank's shards, which its `groups` have in place of the parameters."""
 
     def __init__(self, task: Task, groups: Sequence[ParamGroup]) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -60,40 +60,39 @@ class ShardedReducer(GradientReducer):
         self._root: Any = _Root(task)
         self._sharded: list[Any] = [fully_shard(block, mesh=mesh) for block in _separate_blocks(task.module)]
         self._sharded.append(fully_shard(self._root, mesh=mesh))
-        self._root(lambda: None)  # the root knows its blocks before an evaluation calls one of them
+        self._root(lambda: None)  # lazy init: the root has to find its blocks before an evaluation calls one directly
         self._sharded[-1].reshard()
-        self._whole: dict[str, Any] = {clean_name(name): param for name, param in task.module.named_parameters()}
-        """DTensors by clean name, which groups have to use."""
-        self._pieces = {
-            name: nn.Parameter(whole.to_local().detach(), requires_grad=whole.requires_grad)
-            for name, whole in self._whole.items()
+        self._dtensors: dict[str, Any] = {clean_name(name): param for name, param in task.module.named_parameters()}
+        """The parameters by clean name, the name that groups have to use."""
+        self._shards = {
+            name: nn.Parameter(dtensor.to_local().detach(), requires_grad=dtensor.requires_grad)
+            for name, dtensor in self._dtensors.items()
         }
-        """What this rank has of them: the same memory."""
-        pieces = [replace(group, params={name: self._pieces[name] for name in group.dense}) for group in groups]
-        super().__init__(task, pieces, parallel="fsdp")
+        """This rank's shard of each, in the same memory."""
+        sharded = [replace(group, params={name: self._shards[name] for name in group.dense}) for group in groups]
+        super().__init__(task, sharded, parallel="fsdp")
 
     def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
-        result: tuple[Tensor, Tensor | float, Metrics] = self._root(self._task.loss, micro_batch)
-        return result
+        return self._root(self._task.loss, micro_batch)  # type: ignore[no-any-return]
 
     def leave_out(self, params: Iterable[nn.Parameter]) -> None:
-        left = {id(param) for param in params}
-        super().leave_out(self._pieces[name] for name, whole in self._whole.items() if id(whole) in left)
+        left_out = {id(param) for param in params}
+        super().leave_out(self._shards[name] for name, dtensor in self._dtensors.items() if id(dtensor) in left_out)
 
     def _reduce_dense(self, weight_total: Tensor) -> Tensor:
-        for name, piece in self._pieces.items():
-            grad, self._whole[name].grad = self._whole[name].grad, None
-            if piece.requires_grad:
-                piece.grad = torch.zeros_like(piece) if grad is None else grad.to_local()
+        for name, shard in self._shards.items():
+            grad, self._dtensors[name].grad = self._dtensors[name].grad, None
+            if shard.requires_grad:
+                shard.grad = torch.zeros_like(shard) if grad is None else grad.to_local()
         return super()._reduce_dense(weight_total)
 
-    def over_ranks(self, norm: Tensor) -> Tensor:
+    def global_norm(self, norm: Tensor) -> Tensor:
         return all_reduce_sum(norm.square()).sqrt()
 
-    # Whole tensors
+    # Full tensors
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         for module in self._sharded:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -104,34 +103,34 @@ class ShardedReducer(GradientReducer):
                 module.reshard()
                 module.set_reshard_after_forward(module is not self._root, recurse=False)
 
-    def averaged(self) -> dict[str, nn.Parameter]:
-        return {name: piece for name, piece in self._pieces.items() if piece.requires_grad}
+    def trained_params(self) -> dict[str, nn.Parameter]:
+        return {name: shard for name, shard in self._shards.items() if shard.requires_grad}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        places = dict(self._task.module.named_parameters(remove_duplicate=False))
-        full = {id(whole): torch.empty(whole.shape, dtype=whole.dtype) for whole in self._whole.values()}
-        state = self._task.module.state_dict()  # buffers are themselves
-        fill({name: full[id(places[name])] if name in places else state[name] for name in state}, weights, strict=True)
+        params = dict(self._task.module.named_parameters(remove_duplicate=False))
+        full = {id(dtensor): torch.empty(dtensor.shape, dtype=dtensor.dtype) for dtensor in self._dtensors.values()}
+        state = self._task.module.state_dict()  # buffers are not sharded: they are loaded in place
+        fill({name: full[id(params[name])] if name in params else state[name] for name in state}, weights, strict=True)
         with torch.no_grad():
-            for name, piece in self._pieces.items():
-                piece.copy_(self._cut(full[id(self._whole[name])]))
+            for name, shard in self._shards.items():
+                shard.copy_(self._shard(full[id(self._dtensors[name])]))
 
-    def gathered(self, state: Any) -> Any:
-        return self._mapped(state, self._gather)
+    def gather(self, state: Any) -> Any:
+        return self._map(state, self._gather)
 
-    def cut(self, state: Any) -> Any:
-        return self._mapped(state, lambda tensor, like: self._cut(tensor) if tensor.shape == like.shape else tensor)
+    def shard(self, state: Any) -> Any:
+        return self._map(state, lambda tensor, like: self._shard(tensor) if tensor.shape == like.shape else tensor)
 
-    def _mapped(self, node: Any, change: Callable[[Tensor, Any], Tensor], name: str = "") -> Any:
-        """The tree with every tensor changed that is below the name of a parameter."""
+    def _map(self, node: Any, change: Callable[[Tensor, Any], Tensor], name: str = "") -> Any:
+        """The tree with `change(tensor, parameter)` for every tensor that is under the name of a parameter."""
         if isinstance(node, Mapping):
             named = {key: clean_name(str(key)) for key in node}
-            return {k: self._mapped(v, change, named[k] if named[k] in self._whole else name) for k, v in node.items()}
-        return change(node, self._whole[name]) if isinstance(node, Tensor) and name else node
+            return {k: self._map(v, change, named[k] if named[k] in self._dtensors else name) for k, v in node.items()}
+        return change(node, self._dtensors[name]) if isinstance(node, Tensor) and name else node
 
     @staticmethod
     def _gather(tensor: Any, like: Any) -> Tensor:
-        """A collective for a piece of `like`, and for a DTensor. Only rank 0 keeps the numbers, on the CPU."""
+        """The full tensor of a shard of `like` or of a DTensor (a collective). Only rank 0 keeps values, on the CPU."""
         if type(tensor) is not type(like) and tensor.shape == like.to_local().shape:
             form = {"shape": like.shape, "stride": like.stride(), "run_check": False}
             tensor = like.from_local(tensor.detach(), like.device_mesh, like.placements, **form)
@@ -140,15 +139,15 @@ class ShardedReducer(GradientReducer):
         return tensor  # type: ignore[no-any-return]
 
     @staticmethod
-    def _cut(tensor: Tensor) -> Tensor:
-        """This rank's piece; the last ranks' may be smaller, or have no rows."""
+    def _shard(tensor: Tensor) -> Tensor:
+        """This rank's shard; those of the last ranks may be smaller, or have no rows."""
         return (*tensor.chunk(world_size()), *[tensor[:0]] * world_size())[rank()]
 
 
 def _separate_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a model, to be gathered one by one; none where one uses modules of another, which it then keeps
-    past nn.Module's registration."""
-    # those of a frozen base that the model only holds are no part of it
+    """The blocks of a model, to be gathered one by one; none if one uses modules of another that it keeps outside of
+    nn.Module's registration."""
+    # blocks of a frozen base that the model does not register are not sharded
     blocks: list[nn.Module] = [one for one in getattr(module, "blocks", list)() if one in set(module.modules())]
     borrowed = [value for block in blocks for value in vars(block).values() if isinstance(value, nn.Module)]
     return [] if borrowed else blocks

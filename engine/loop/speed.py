@@ -1,4 +1,4 @@
-"""Time and memory of a run's steps, in the words and by the definitions of scripts/estimate.py (reports/cost/)."""
+"""Step time and peak memory of a run, worded and defined as in scripts/estimate.py (reports/cost/)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from engine.loop.trainer import Trainer
 
 WARM_UP = 1
-"""Steps before any are timed: lazy state, kernels chosen, pages touched. A compiler and a step graph have their own."""
+"""Untimed first steps: lazy state, kernel selection, page faults. A compiler and a step graph add their own."""
 STEPS, SECONDS, FEWEST = 8, 20.0, 2
-"""So many are timed, or as many as that time allows, but not fewer."""
+"""Steps timed, the seconds after which fewer suffice, and the fewest then."""
 
 
 class StepSpeed(Hook):
-    """Prints one line in the run's first steps, of figures that the loop has anyway: the median time of a step, the
-    mode that runs, the peak of memory. A run of fewer steps prints none."""
+    """Prints one line during the first steps, from what the loop measures anyway: median step time, compile mode, peak
+    memory. A shorter run prints none."""
 
     def start(self, trainer: Trainer) -> None:
-        """Nothing is counted yet."""
+        """Reset the record."""
         self._warm_up, self._printed = warm_up(trainer), False
-        self._counted: list[float] = []
+        self._seconds: list[float] = []
 
     def after_step(self, trainer: Trainer) -> None:
-        """The loop counts the time of a step after this: what is known here is that of the steps before."""
+        """Called before the loop adds this step's time: `trainer.seconds` covers the steps before it."""
         if self._printed:
             return
-        self._counted.append(trainer.seconds)
-        timed = [after - before for before, after in pairwise(self._counted)][self._warm_up :]
+        self._seconds.append(trainer.seconds)
+        timed = [after - before for before, after in pairwise(self._seconds)][self._warm_up :]
         if enough(len(timed), sum(timed)):
             self._printed = True
             device = trainer.runtime.device
@@ -48,18 +48,18 @@ class StepSpeed(Hook):
 
 
 def warm_up(trainer: Trainer) -> int:
-    """Steps that are not timed: a compiler takes two (recursive models have another graph in the second), and a step
-    graph is captured in the last of its own."""
+    """Untimed steps: compiling takes two (recursive models have another graph in the second), and a step graph is
+    captured in the last of its own warm-up."""
     return WARM_UP + (compiled(trainer) != "off") + (step_graph.WARM_UP if trainer.graph is not None else 0)
 
 
 def enough(timed: int, seconds: float, *, steps: int = STEPS, limit: float = SECONDS) -> bool:
-    """Whether `timed` steps, in so many `seconds`, are all that are timed."""
+    """Whether `timed` steps, which took `seconds`, suffice."""
     return timed >= steps or (timed >= FEWEST and seconds > limit)
 
 
 def compiled(trainer: Trainer) -> str:
-    """off, block or full: what `compile` has come to."""
+    """The compile mode that runs: off, block or full."""
     return str(getattr(trainer.task, "compiled", "off"))
 
 
@@ -69,13 +69,13 @@ def captured(trainer: Trainer) -> bool:
 
 
 def step_text(seconds: float, timed: int, mode: str, *, captured: bool) -> str:
-    """The seconds of a step, the median of `timed` ones, and in which mode."""
+    """The median step time, in `seconds`, of `timed` steps, and the modes they ran in, as text."""
     graph = "on" if captured else "off"
     return f"{duration(seconds)} a step ({timed} timed, compile={mode}, step_graph={graph})"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: most that was allocated on a GPU, most that the process had otherwise."""
+    """Peak memory in bytes: allocated on a GPU, elsewhere resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -87,13 +87,13 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_text(peak: int, device_type: str) -> str:
-    """`peak` bytes, and of what."""
+    """`peak` bytes and what they count, as text."""
     scope = "allocated on the GPU" if device_type == "cuda" else "of the process, Python and torch included"
     return f"peak {size(peak)} {scope}"
 
 
 def size(count: float) -> str:
-    """Bytes, for a person."""
+    """Human-readable bytes."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -102,7 +102,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, for a person."""
+    """Human-readable seconds."""
     for limit, unit, scale in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
         if seconds < limit:
             return f"{seconds / scale:.1f} {unit}"

@@ -1,9 +1,9 @@
 """One CUDA graph of a whole optimizer step: forward, backward, clip, optimizers, averaged weights, carry.
 
-A small model's step is hundreds of kernels that take longer to launch than to run; a graph launches them at once. What
-it reads lies in buffers that stay where they are: the micro-batches, the factor of the schedule, and what a step leaves
-to the next (a carry), which the graph itself copies back. What the host decides is not in it, so a task declares which
-of its steps are alike (`captured_as`, engine/task.py); the others run kernel by kernel, as all do without it.
+A small model's step is hundreds of kernels that take longer to launch than to run; a graph launches them at once. It
+reads from static buffers: the micro-batches, the factor of the schedule, and the state that a step passes to the next
+(a carry), which the graph itself copies back. Decisions of the host are not captured, so a task declares which of its
+steps are the same (`captured_as`, engine/task.py); all others run eagerly.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from engine.loop.trainer import Trainer
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""A function -> what runs its device operations again, as they were recorded. Recording itself runs none of them."""
+"""Captures a function and returns what replays its device operations. Capturing itself runs none of them."""
 
 WARM_UP = 3
-"""Steps of one form before it is captured: optimizers make their state, compilers and libraries choose kernels."""
-REPAID = 50
-"""Steps from which `auto` captures: capturing takes about as long as a dozen steps."""
+"""Eager steps of one form before it is captured: optimizers create their state, compilers and libraries choose kernels.
+"""
+MIN_STEPS = 50
+"""Steps left from which `auto` captures: capturing takes about as long as a dozen steps."""
 
 
 def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
@@ -40,7 +41,7 @@ def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
 
 
 class StepGraph:
-    """The graph of `trainer`'s present form of step, made once that form has had its warm-up."""
+    """The graph of `trainer`'s current form of step, captured after the warm-up of that form."""
 
     def __init__(self, trainer: Trainer, record: Record = record_cuda) -> None:
         self._trainer, self._record = trainer, record
@@ -51,16 +52,16 @@ class StepGraph:
         self._carried: list[Tensor] = []
         self._factor = torch.zeros((), dtype=torch.float64, device=trainer.runtime.device)
         self.works = True
-        """False once a capture has failed: the run continues without."""
+        """False once a capture has failed: all further steps run eagerly."""
 
     def step(self, number: int, micro_batches: list[Any], factor: float) -> bool:
-        """Take step `number` by its graph; False if it is still to be taken, kernel by kernel."""
+        """Replay the graph for step `number`; False if the step has to run eagerly."""
         task: Any = self._trainer.task
         kind: Hashable | None = task.captured_as(number) if self.works else None
         if kind is None:
             return False
         try:
-            form = (kind, _mapped(micro_batches, lambda tensor: (tensor.dtype, tuple(tensor.shape))))
+            form = (kind, _map(micro_batches, lambda tensor: (tensor.dtype, tuple(tensor.shape))))
         except TypeError as error:
             self._give_up(error)
             return False
@@ -80,9 +81,9 @@ class StepGraph:
         return True
 
     def _fill(self, micro_batches: list[Any], factor: float) -> None:
-        """Put what this step reads where its graph reads it."""
+        """Copy the inputs of this step into the graph's buffers."""
         task: Any = self._trainer.task
-        carried = task.carried()  # new tensors where the step before was not the graph's
+        carried = task.carried()  # new tensors if the previous step ran eagerly
         if any(kept is not new for kept, new in zip(self._carried, carried, strict=True)):
             _copy(self._carried, carried)
             task.carry(self._carried)
@@ -90,10 +91,10 @@ class StepGraph:
         self._factor.fill_(factor)
 
     def _capture(self, micro_batches: list[Any]) -> Callable[[], None] | None:
-        """The graph of a step like this one, or None, with the reason printed."""
+        """Capture a step like this one; None if that fails, with the reason printed."""
         trainer = self._trainer
         task: Any = trainer.task
-        inputs = _mapped(micro_batches, lambda tensor: tensor.detach().clone())
+        inputs = _map(micro_batches, lambda tensor: tensor.detach().clone())
         before = task.carried()
         self._inputs, self._carried = _tensors(inputs), [tensor.clone() for tensor in before]
         task.carry(self._carried)
@@ -105,7 +106,7 @@ class StepGraph:
 
         try:
             return self._record(body)
-        except RuntimeError as error:  # whatever capture does not allow; nothing has run on the device
+        except RuntimeError as error:  # an operation that cannot be captured; nothing has run on the device
             self._give_up(error)
             task.carry(before)
             trainer.window.drop_step()
@@ -116,32 +117,32 @@ class StepGraph:
 
     def _give_up(self, error: Exception) -> None:
         self.works = False
-        reason, asked = (str(error).strip().splitlines() or [""])[0][:160], self._trainer.config.step_graph
-        print_rank0(f"warning: step_graph={asked} failed ({reason}), training continues without")
+        reason, setting = (str(error).strip().splitlines() or [""])[0][:160], self._trainer.config.step_graph
+        print_rank0(f"warning: step_graph={setting} failed ({reason}), training continues without")
 
 
-def check_step_graph(asked: str, device: torch.device) -> None:
-    """Raises: UsageError for step_graph=on on another device than CUDA."""
-    if asked == "on" and device.type != "cuda":
+def check_step_graph(setting: str, device: torch.device) -> None:
+    """Raises: UsageError for step_graph=on on a device other than CUDA."""
+    if setting == "on" and device.type != "cuda":
         raise UsageError(f"step_graph=on needs CUDA, this run is on {device}: use step_graph=auto, or step_graph=off")
 
 
 def make_step_graph(trainer: Trainer) -> StepGraph | None:
-    """The graph by `config.step_graph` for the steps before `trainer`, printed; None where steps run without.
+    """The graph for the remaining steps of `trainer`, by `config.step_graph`; None if they run eagerly. Prints which.
 
     Raises:
-        UsageError: step_graph=on where it cannot be.
+        UsageError: step_graph=on, and the steps cannot be captured.
     """
     config: RunConfig = trainer.config
-    asked, steps = config.step_graph, trainer.last_step - trainer.step
-    check_step_graph(asked, trainer.runtime.device)
-    if asked == "off" or trainer.runtime.device.type != "cuda" or steps <= 0:
+    setting, steps = config.step_graph, trainer.last_step - trainer.step
+    check_step_graph(setting, trainer.runtime.device)
+    if setting == "off" or trainer.runtime.device.type != "cuda" or steps <= 0:
         return None
     obstacle = _obstacle(trainer)
-    if asked == "on" and obstacle:
+    if setting == "on" and obstacle:
         raise UsageError(f"step_graph=on: {obstacle}; use step_graph=auto, or step_graph=off")
-    if asked == "auto" and not obstacle and steps < REPAID:
-        obstacle = f"{steps:,} steps do not repay the capture ({REPAID} would); step_graph=on captures"
+    if setting == "auto" and not obstacle and steps < MIN_STEPS:
+        obstacle = f"{steps:,} steps do not repay the capture ({MIN_STEPS} would); step_graph=on captures"
     if obstacle:
         print_rank0(f"step_graph  off: {obstacle}")
         return None
@@ -159,17 +160,17 @@ def _obstacle(trainer: Trainer) -> str:
     return f"the optimizer of {waiting[0]} synchronises with the host at each step" if waiting else ""
 
 
-def _mapped(tree: Any, of: Callable[[Tensor], Any]) -> Any:
-    """A tree of dicts, lists and tuples with `of(tensor)` in place of each tensor.
+def _map(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """A tree of dicts, lists and tuples with `function(tensor)` in place of each tensor.
 
-    Raises: TypeError for what may hold tensors that are not seen here.
+    Raises: TypeError for an object that may hold further tensors.
     """
     if isinstance(tree, Tensor):
-        return of(tree)
+        return function(tree)
     if type(tree) is dict:
-        return {name: _mapped(value, of) for name, value in tree.items()}
+        return {name: _map(value, function) for name, value in tree.items()}
     if type(tree) in (list, tuple):
-        return type(tree)(_mapped(value, of) for value in tree)
+        return type(tree)(_map(value, function) for value in tree)
     if tree is None or isinstance(tree, int | float | str):
         return tree
     expected = "expected tensors, numbers, text or None in dicts, lists, tuples"
@@ -177,12 +178,12 @@ def _mapped(tree: Any, of: Callable[[Tensor], Any]) -> Any:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    """Those of a tree, in order."""
+    """The tensors of a tree, in order."""
     tensors: list[Tensor] = []
-    _mapped(tree, tensors.append)
+    _map(tree, tensors.append)
     return tensors
 
 
-def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
-    for kept, new in zip(into, tensors, strict=True):
-        kept.copy_(new)
+def _copy(buffers: list[Tensor], tensors: list[Tensor]) -> None:
+    for buffer, tensor in zip(buffers, tensors, strict=True):
+        buffer.copy_(tensor)

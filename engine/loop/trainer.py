@@ -1,8 +1,8 @@
-"""The training loop, once for all entry scripts.
+"""The training loop of all entry scripts.
 
-A step: micro-batches -> loss -> backward -> one reduction -> optimizers -> averaged weights. The loop around it has its
-periodic duties as paragraphs: log, evaluate, save, stop. The state at the end of any step, saved and loaded, continues
-bit for bit: weights, optimizers, averages, the task's own state, the open metric window and the step number.
+A step: micro-batches -> loss -> backward -> one reduction -> optimizers -> averaged weights. After each step
+`_finish_step` logs, evaluates, saves and stops as due. A resume is bit-exact after any step: the state holds weights,
+optimizers, averages, the task's own state, the open metric window and the step number.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
 
 Saver = Callable[["Trainer", str], None]
-"""Its second argument is why: "step", "last" or "signal", which also comes where "step" has just been asked for."""
+"""The second argument is the reason: "step", "last" or "signal", which may follow a "step" save of the same step."""
 Writer = Callable[[int, dict[str, Any]], None]
 
 
 class Trainer:
-    """Trains `plan.task` to the last step; `save(trainer, why)` checkpoints, `write(step, values)` takes metrics."""
+    """Trains `plan.task` to the last step; `save(trainer, why)` checkpoints, `write(step, values)` logs metrics."""
 
     def __init__(
         self,
@@ -58,15 +58,15 @@ class Trainer:
         self.window = MetricWindow(runtime.device)
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
-        self._in_a_row = 0
+        self._skipped_in_a_row = 0
         self.seconds = self.logged_seconds = self.cpu_seconds = 0.0
-        """Spent on training steps, those of earlier processes of the run included."""
+        """Time in training steps, including those of earlier processes of the run."""
         self._logged_step = 0
-        wide = torch.float32 if runtime.device.type == "mps" else torch.float64
-        self._last_norm = torch.zeros((), dtype=wide, device=runtime.device)  # in its place: a recorded step fills it
+        dtype = torch.float32 if runtime.device.type == "mps" else torch.float64
+        self._last_norm = torch.zeros((), dtype=dtype, device=runtime.device)  # in place: a captured step writes to it
         self.step_ms: float | None = None
         self._line: LogLine | None = None
-        self._lines_wait = runtime.device.type == "cuda"
+        self._defer_lines = runtime.device.type == "cuda"
         self._polls = Polls()
         self.graph: StepGraph | None = None
 
@@ -77,19 +77,19 @@ class Trainer:
         self.reducer = make_reducer(self.task, groups, config)
         groups = self.reducer.groups
         self.groups = {group.name: group for group in groups}
-        self.stats = GroupStats(groups, config.stats_interval, self.reducer.over_ranks)
+        self.stats = GroupStats(groups, config.stats_interval, self.reducer.global_norm)
         self.optimizers = build_optimizers(groups)
         share = config.ema_share
         rate = config.ema_rate if share is None else math.exp(-1.0 / (share * max(1, plan.total_steps)))
-        self.ema = EMA(self.reducer.averaged(), rate) if config.ema else None
+        self.ema = EMA(self.reducer.trained_params(), rate) if config.ema else None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, float | None]:
-        """Train from the present step to the last one; returns the last evaluation.
+        """Train from the current step to the last one; return the results of the last evaluation.
 
         Raises:
-            Interrupted: a signal came; the checkpoint is written.
+            Interrupted: stopped by a signal, with a checkpoint written.
             RunFailure: out of memory, too many non-finite steps, or (RankLost) another rank has died.
         """
         self.graph = self.graph or make_step_graph(self)
@@ -99,25 +99,27 @@ class Trainer:
         try:
             self._finish_step(resumed=True)
             while self.step < self.last_step:
-                began, cpu = time.perf_counter(), time.process_time()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 self.step += 1
                 self._train_step()
-                self._in_a_row = self.skipped.in_a_row(exact=False)  # waits until a GPU has taken the step before
-                self.seconds += time.perf_counter() - began
-                self.cpu_seconds += time.process_time() - cpu
+                self._skipped_in_a_row = self.skipped.in_a_row(exact=False)  # on a GPU: waits for the previous step
+                self.seconds += time.perf_counter() - start
+                self.cpu_seconds += time.process_time() - cpu_start
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
             failure = out_of_memory(error, self.plan, self.runtime, self.step) or lost_rank(error)
             if failure is None:
                 raise
-            raise failure from error  # a lost rank: DDP reduces in backward
+            raise failure from error  # DDP reduces in backward, so a lost rank shows here
         for hook in self.hooks:
             hook.end(self)
         return self.evaluations.results
 
     def _train_step(self) -> None:
         micro_batches = list(self.task.micro_batches(self.step))
-        key_global_draws(self.config.seed, f"forward/{self.runtime.rank}", self.step)  # dropout, masks on each rank
+        key_global_draws(
+            self.config.seed, f"forward/{self.runtime.rank}", self.step
+        )  # dropout, masks: other draws on each rank
         factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
         if measured or self.graph is None or not self.graph.step(self.step, micro_batches, factor):
             self.update(micro_batches, factor, measured=measured)
@@ -126,8 +128,8 @@ class Trainer:
             hook.after_step(self)
 
     def update(self, micro_batches: Sequence[Any], factor: float | Tensor, *, measured: bool) -> None:
-        """Everything that a step does on the device, at `factor` times the learning rates: a tensor where it is being
-        captured (step_graph.py), and then nothing here may depend on what the host knows of this one step."""
+        """The device work of one step, at `factor` times the peak learning rates. While a CUDA graph is captured
+        (step_graph.py) `factor` is a tensor, and nothing here may depend on host state of this particular step."""
         task, config = self.task, self.config
         self.reducer.start()
         loss_sum = weight_sum = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
@@ -142,7 +144,7 @@ class Trainer:
         self.reducer.leave_out(getattr(task, "left_out", tuple)())
 
         if not isinstance(factor, Tensor):
-            key_global_draws(config.seed, "update", self.step)  # optimizers that draw do the same on all ranks
+            key_global_draws(config.seed, "update", self.step)  # optimizers with random draws agree on all ranks
         if measured:
             self.stats.before(norm, config.grad_clip)
         for optimizer in self.optimizers.values():
@@ -157,26 +159,26 @@ class Trainer:
         task.after_step()
 
     def _finish_step(self, *, resumed: bool) -> None:
-        """The duties that follow a step. After a resume only what the interrupted process had not yet done is done."""
+        """Log, evaluate, save and stop as due after a step; after a resume, only what was left undone."""
         step, plan, last = self.step, self.plan, self.step >= self.last_step
         self._write_line()
         if step == 0 and not self.evaluation_due():
             return
 
-        budget, asks = self.config.max_seconds, self._polls.due(step, self.seconds)
-        if budget is not None and not last and asks and any_rank(self.seconds >= budget):
+        budget, poll = self.config.max_seconds, self._polls.due(step, self.seconds)
+        if budget is not None and not last and poll and any_rank(self.seconds >= budget):
             print_rank0(
                 f"step {step}: max_seconds={budget:g} is up ({self.seconds:.2f} s of training): "
                 "resume=true and a larger max_seconds, or null, continue"
             )
             last, self.last_step = True, step
 
-        # Log: means over the window, so that log_interval changes how often, not what.
-        in_a_row = self.skipped.in_a_row(exact=True) if last else self._in_a_row
-        hopeless = not resumed and in_a_row > self.config.max_skipped_steps
-        if not resumed and (step % self.config.log_interval == 0 or last or hopeless):
+        # Log means over the window: log_interval changes how often lines are written, not what they average.
+        in_a_row = self.skipped.in_a_row(exact=True) if last else self._skipped_in_a_row
+        give_up = not resumed and in_a_row > self.config.max_skipped_steps
+        if not resumed and (step % self.config.log_interval == 0 or last or give_up):
             self._log()
-        if hopeless:
+        if give_up:
             self._write_line()
             raise RunFailure(
                 f"step {step}: {in_a_row} steps in a row had a loss or gradient that was not "
@@ -184,12 +186,12 @@ class Trainer:
                 "grad_clip"
             )
 
-        # Evaluate with the averaged weights; a signal during it leaves the evaluation to the next process.
+        # Evaluate with the averaged weights. An evaluation cut short by a signal is repeated by the next process.
         before, evaluations = (self.evaluations.step, self.evaluations.final_step), self.evaluations
         if evaluations.due(step, last=last):
             self._evaluate(final=False)
 
-        # Stop early: this is then the last step, with all that a last step has.
+        # Early stopping makes this the last step, with its log line, final evaluation and checkpoint.
         if evaluations.early_stop.due and not last:
             last = self.stopped_early = True
             self.last_step = step
@@ -202,13 +204,13 @@ class Trainer:
         # Save: every n steps, with every evaluation, and always at the end.
         interval = self.config.checkpoint_interval
         saves = (interval and step % interval == 0) or (fresh and plan.checkpoint_every_eval) or last
-        saves = saves and (step > 0 or last)  # nothing is lost before the first step
+        saves = saves and (step > 0 or last)  # before the first step there is nothing to lose
         if saves and (fresh or not resumed):
             self._write_line()
             self._save(self, "last" if last else "step")
 
-        # Stop: all ranks agree at the same step.
-        if not last and asks and self._stop.agreed():
+        # Stop on a signal: all ranks agree on the step.
+        if not last and poll and self._stop.agreed():
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
@@ -219,7 +221,7 @@ class Trainer:
     def _evaluate(self, *, final: bool) -> None:
         self._write_line()
         with ExitStack() as weights:
-            for swap in [*averages(self.ema, self.optimizers), self.reducer.whole()]:
+            for swap in [*averages(self.ema, self.optimizers), self.reducer.unsharded()]:
                 weights.enter_context(swap)
             try:
                 results = self.task.evaluate(final=final)
@@ -239,16 +241,16 @@ class Trainer:
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = (self.seconds - self.logged_seconds) / max(self.step - self._logged_step, 1)
         values["time/step_ms"] = self.step_ms = 1000 * seconds
-        for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
-            values[f"time/{what}_per_s"] = count / seconds if seconds else None
+        for unit, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
+            values[f"time/{unit}_per_s"] = count / seconds if seconds else None
         values["time/eta_s"], values["time/cpu_s"] = seconds * (self.last_step - self.step), self.cpu_seconds
         self.logged_seconds, self._logged_step = self.seconds, self.step
         self._line = LogLine(self.step, values)
-        if not self._lines_wait:
+        if not self._defer_lines:
             self._write_line()
 
     def _write_line(self) -> None:
-        """The newest line, unless it is written: from a GPU its figures arrive while the next step runs."""
+        """Write the pending log line, if any: from a GPU its values arrive while the next step runs."""
         line, self._line = self._line, None
         if line is not None:
             self._write(line.step, line.values())
@@ -256,7 +258,7 @@ class Trainer:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but weights: what `load` needs to continue bit for bit. A collective."""
+        """All state but the weights, for an exact resume with `load`. A collective."""
         return {
             "trainer": {
                 "step": self.step,
@@ -265,25 +267,25 @@ class Trainer:
                 "stats": self.stats.state_dict(),
                 **self.evaluations.state_dict(),
             },
-            "optimizers": self.reducer.gathered({name: each.state_dict() for name, each in self.optimizers.items()}),
+            "optimizers": self.reducer.gather({name: each.state_dict() for name, each in self.optimizers.items()}),
             "task": self.task.state_dict(),
         }
 
     def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-        """Continue from `checkpoint`; `state` is its state tree, cut to this rank's rows."""
+        """Resume from `checkpoint`; `state` is its state tree, sliced to this rank's rows."""
         self.reducer.load(checkpoint.model)
         if self.ema is not None:
-            kept = checkpoint.ema if checkpoint.config.get("ema") else None  # without ema: an optimizer's own average
-            self.ema.restart(self.reducer.cut(kept or {}))
-            if kept is None:
+            saved = checkpoint.ema if checkpoint.config.get("ema") else None  # without ema: an optimizer's own average
+            self.ema.restart(self.reducer.shard(saved or {}))
+            if saved is None:
                 print_rank0(
                     f"ema=true: this run kept no average yet; it starts from the weights of step {checkpoint.step}"
                 )
-        load_optimizers(self.optimizers, self.reducer.cut(state["optimizers"]))
+        load_optimizers(self.optimizers, self.reducer.shard(state["optimizers"]))
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device
         self.step = self._logged_step = own["step"]
-        spent = {**own, **checkpoint.extra.get("spent", {})}  # an earlier version: at most seconds, with the state
+        spent = {**own, **checkpoint.extra.get("spent", {})}  # older checkpoints: seconds only, if any, in the state
         self.seconds = self.logged_seconds = spent.get("seconds", 0.0)
         self.cpu_seconds = spent.get("cpu_seconds", 0.0)
         self.skipped.load(own["skipped"])
@@ -292,5 +294,5 @@ class Trainer:
         self.stats.load_state_dict({name: value.to(device) for name, value in own.get("stats", {}).items()})
 
     def evaluation_due(self) -> bool:
-        """Whether an evaluation follows the present step."""
+        """Whether an evaluation follows the current step."""
         return self.step in self.plan.eval_steps or (self.step >= self.last_step and self.plan.final_eval)

@@ -1,4 +1,4 @@
-"""Optimizers by name. All have `step(lr_scale, ok)`, `state_dict()` and `load_state_dict(state)`.
+"""Optimizers by name, all with `step(lr_scale, ok)`, `state_dict()` and `load_state_dict(state)`.
 
 Ours are in `OPTIMIZERS`: callables of (params, names, *, lr, **options), or of (table, *, lr, **options) for a sparse
 table. Any other name is looked up in torch.optim, then in the pytorch-optimizer library (`engine/optim/library.py`).
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Optimizer(Protocol):
-    """What the trainer asks of an optimizer."""
+    """The interface that the trainer uses."""
 
     lr: float
 
@@ -47,7 +47,7 @@ class Optimizer(Protocol):
     def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None: ...
 
     def count_step(self) -> None:
-        """A recorded step was run again in place of `step`."""
+        """Count a step that a replayed graph took instead of `step`."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -62,11 +62,11 @@ def build_lookahead(
     k: int = 6,
     alpha: float = 0.5,
 ) -> Lookahead:
-    """Lookahead around the optimizer `inner`, which takes `inner_options`: those of each group."""
+    """Lookahead around the optimizer `inner` with `inner_options`, which are read from each group."""
     del inner_options
-    inside = [replace(each, optimizer=inner, options=each.options.get("inner_options") or {}) for each in groups]
+    inner_groups = [replace(each, optimizer=inner, options=each.options.get("inner_options") or {}) for each in groups]
     params = _dense(groups)
-    return Lookahead(_build(inside), [*params.values()], [*params], k=k, alpha=alpha)
+    return Lookahead(_build(inner_groups), [*params.values()], [*params], k=k, alpha=alpha)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -83,10 +83,10 @@ def build_optimizer(
     options: Mapping[str, Any] | None = None,
     fused_rows: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Optimizer:
-    """The optimizer `name` over parameters by name, or a sparse table. `fused_rows` cuts parameters into rows that a
-    library's optimizer takes as matrices of their own.
+    """The optimizer `name` over parameters by name, or a sparse table. `fused_rows` splits parameters into rows that a
+    library's optimizer treats as separate matrices.
 
-    Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
+    Raises: UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """
     more = {"options": dict(options or {}), "fused_rows": dict(fused_rows or {})}
     return _build([ParamGroup(name=name, optimizer=name, lr=lr, params=params, **more)])
@@ -95,21 +95,21 @@ def build_optimizer(
 def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
     """The optimizers of a run, by the names of their groups joined with `+`.
 
-    Groups that differ in weight decay alone share one optimizer, so that what it estimates over all its parameters (a
+    Groups that differ only in weight decay share one optimizer, so that what it estimates over all its parameters (a
     step size, a norm) is one number.
 
-    Raises UsageError like `build_optimizer`.
+    Raises: UsageError like `build_optimizer`.
     """
-    together: dict[str, list[ParamGroup]] = {}
+    shared: dict[str, list[ParamGroup]] = {}
     for group in groups:
-        alike = json.dumps([group.optimizer, group.lr, _with_decay(group.options, None)], sort_keys=True, default=str)
+        key = json.dumps([group.optimizer, group.lr, _with_decay(group.options, None)], sort_keys=True, default=str)
         alone = group.table is not None or group.optimizer in OPTIMIZERS.keys() - {"lookahead"}
-        together.setdefault(group.name if alone else alike, []).append(group)
-    return {"+".join(each.name for each in members): _build(members) for members in together.values()}
+        shared.setdefault(group.name if alone else key, []).append(group)
+    return {"+".join(each.name for each in members): _build(members) for members in shared.values()}
 
 
 def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, Any]) -> None:
-    """Put the states of a checkpoint in. Raises UsageError that names what does not fit."""
+    """Load the states of a checkpoint. Raises: UsageError that names what does not fit."""
     for name, optimizer in optimizers.items():
         parts = [stored.get(part) for part in name.split("+")]
         if name not in stored and any(part is None for part in parts):
@@ -129,7 +129,7 @@ def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, An
 
 
 def _joined(states: Sequence[Any]) -> dict[str, Any]:
-    """One state of those that an earlier version kept apart, a group each."""
+    """Merge states from a version that kept one per group."""
     if "inner" in states[0]:
         slow = {name: value for state in states for name, value in state["slow"].items()}
         return {"inner": _joined([s["inner"] for s in states]), "slow": slow, "count": states[0]["count"]}
@@ -138,7 +138,7 @@ def _joined(states: Sequence[Any]) -> dict[str, Any]:
 
 
 def _build(groups: Sequence[ParamGroup]) -> Optimizer:
-    """One optimizer over groups that differ in weight decay alone."""
+    """One optimizer over groups that differ only in weight decay."""
     name, lr, options = groups[0].optimizer, groups[0].lr, groups[0].options
     source = _checked_source(name, options)
     params = _dense(groups)
@@ -159,7 +159,7 @@ def _dense(groups: Sequence[ParamGroup]) -> dict[str, nn.Parameter]:
 
 
 def _checked_source(name: str, options: Mapping[str, Any]) -> Any:
-    """What makes the optimizer `name`. Raises UsageError for an unknown name or option."""
+    """The class or function that builds the optimizer `name`. Raises: UsageError for an unknown name or option."""
     source = OPTIMIZERS.get(name) or find_class(name)
     if source is None:
         there = library_names()
@@ -167,7 +167,7 @@ def _checked_source(name: str, options: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"optimizer {name!r} is not known: {did_you_mean(name, [*OPTIMIZERS, *TORCH, *there])}{elsewhere}"
         )
-    # Keyword options of ours; of a library's class everything but what this project sets itself.
+    # Options: keyword-only arguments of ours; of a library's class, all arguments but those that we set ourselves.
     ours, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     kinds = (ours,) if name in OPTIMIZERS else (ours, either)
     parameters = inspect.signature(source).parameters.values()
@@ -180,6 +180,6 @@ def _checked_source(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _with_decay(options: Mapping[str, Any], decay: Any) -> dict[str, Any]:
-    """`options` with `decay` wherever they have a weight decay."""
+    """`options` with every weight decay set to `decay`."""
     inner = {"inner_options": _with_decay(options["inner_options"], decay)} if options.get("inner_options") else {}
     return {**options, **({DECAY: decay} if DECAY in options else {}), **inner}

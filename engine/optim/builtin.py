@@ -1,7 +1,7 @@
-"""Optimizers of our own in plain torch, with a step that can be called off on the device.
+"""Our own optimizers in plain torch, with a step that can be skipped on the device.
 
-`step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they
-were, even when gradients hold NaN or inf, and no value travels to the host. Moments live in at least float32.
+`step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they were,
+even if gradients hold NaN or inf, without a host sync. Moments are kept in at least float32.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from engine.fields import Range
 from engine.task import SparseTable
 
 RATE, MOMENT = Range(0), Range(0, below=1)
-PIECE = 65_536
-"""Numbers of a piece: six float32 tensors of it are 1.6 MB."""
+CHUNK = 65_536
+"""Elements of a chunk: six float32 tensors of this size take 1.6 MB."""
 
 
 def _require(bounds: Range, **options: float) -> None:
-    """Raises: ValueError for an option out of `bounds`, or that is not a number."""
+    """Raises: ValueError for an option outside of `bounds`, or that is not a number."""
     for key, value in options.items():
         if not isinstance(value, int | float) or not bounds.fits(value):
             raise ValueError(f"{key}={value}: expected {bounds.describe(key, value)}")
@@ -33,7 +33,7 @@ class AdamATan2:
     """Adam without epsilon (Everett et al. 2024, in the form of imoneoi's adam-atan2 0.0.3).
 
     p <- p(1 - lr·wd); m, v moving averages of g, g²; p <- p - lr/(1-β1^t) · atan2(m, sqrt(v)/sqrt(1-β2^t)).
-    The first-moment correction stands outside the atan2. A zero gradient only decays. lr 0 is allowed.
+    The bias correction of the first moment is outside the atan2. A zero gradient only decays. lr 0 is allowed.
     """
 
     capturable = True
@@ -60,51 +60,52 @@ class AdamATan2:
 
     @torch.no_grad()
     def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
-        """One update at learning rate lr·lr_scale. A parameter without gradient is not touched at all."""
+        """One update at learning rate lr·lr_scale. A parameter without a gradient is left unchanged."""
         moments = zip(self.params, self.exp_avg, self.exp_avg_sq, strict=True)
         live = [(p.detach(), p.grad, m, v) for p, m, v in moments if p.grad is not None]
         if not live:
-            return  # all are frozen: the corrections of the first real step are those of step 1
+            return  # all frozen: not counted, so that bias correction starts at the first real step
         self.count.add_(1.0 if ok is None else ok.to(self.count.dtype))
 
         # Device scalars in float64 (where the device has it): 1 - beta^t of small t loses digits in float32.
         count = self.count.to(torch.float32 if self.count.device.type == "mps" else torch.float64).clamp(min=1.0)
         lr = self.lr * lr_scale
-        move, decay = lr / (1.0 - self.beta1**count), torch.ones_like(count) - lr * self.weight_decay
+        step_size, decay = lr / (1.0 - self.beta1**count), torch.ones_like(count) - lr * self.weight_decay
         if ok is not None:
-            move, decay = torch.where(ok > 0, move, 0.0), torch.where(ok > 0, decay, 1.0)
+            step_size, decay = torch.where(ok > 0, step_size, 0.0), torch.where(ok > 0, decay, 1.0)
         correction2 = (1.0 - self.beta2**count).sqrt()
-        towards = self._move_on_cpu if ok is not None and ok.device.type == "cpu" else self._move
-        for param, grad, mean, square in _pieces(live):
-            towards(grad, mean, square, ok)
+        on_cpu = ok is not None and ok.device.type == "cpu"
+        update_moments = self._update_moments_on_cpu if on_cpu else self._update_moments
+        for param, grad, mean, square in _chunks(live):
+            update_moments(grad, mean, square, ok)
             roots = torch._foreach_sqrt(square)
             torch._foreach_div_(roots, correction2)
             updates = [torch.atan2(m, root, out=root) for m, root in zip(mean, roots, strict=True)]
-            self._apply(param, updates, move, decay)
+            self._apply(param, updates, step_size, decay)
 
-    def _move(self, grads: list[Tensor], m: list[Tensor], v: list[Tensor], ok: Tensor | None) -> None:
-        """The moments move towards g and g², or towards themselves (no move at all) where `ok` is 0."""
+    def _update_moments(self, grads: list[Tensor], m: list[Tensor], v: list[Tensor], ok: Tensor | None) -> None:
+        """Interpolate the moments towards g and g²; if `ok` is 0, towards themselves, which changes nothing."""
         first = [g.to(mean.dtype) for g, mean in zip(grads, m, strict=True)]
         second = list(torch._foreach_mul(first, first))
         if ok is not None:
-            good = ok.to(torch.bool)
-            first = [torch.where(good, g, mean) for g, mean in zip(first, m, strict=True)]
-            second = [torch.where(good, g, square) for g, square in zip(second, v, strict=True)]
+            mask = ok.to(torch.bool)
+            first = [torch.where(mask, g, mean) for g, mean in zip(first, m, strict=True)]
+            second = [torch.where(mask, g, square) for g, square in zip(second, v, strict=True)]
         torch._foreach_lerp_(m, first, 1.0 - self.beta1)
         torch._foreach_lerp_(v, second, 1.0 - self.beta2)
 
-    def _move_on_cpu(self, grads: list[Tensor], m: list[Tensor], v: list[Tensor], ok: Any) -> None:
-        """The same by rates that are 0 where `ok` is 0: on a CPU `where` takes longer than all the rest."""
+    def _update_moments_on_cpu(self, grads: list[Tensor], m: list[Tensor], v: list[Tensor], ok: Any) -> None:
+        """The same with rates that are 0 if `ok` is 0: on a CPU, `where` would take longer than all the rest."""
         for grad, mean, square in zip(grads, m, v, strict=True):
-            good = ok.to(mean.dtype)
-            g = torch.nan_to_num(grad.to(mean.dtype), 0.0, 0.0, 0.0).mul_(good)
-            mean.lerp_(g, good * (1.0 - self.beta1))
-            square.lerp_(g.mul_(g), good * (1.0 - self.beta2))
+            mask = ok.to(mean.dtype)
+            g = torch.nan_to_num(grad.to(mean.dtype), 0.0, 0.0, 0.0).mul_(mask)
+            mean.lerp_(g, mask * (1.0 - self.beta1))
+            square.lerp_(g.mul_(g), mask * (1.0 - self.beta2))
 
     @staticmethod
-    def _apply(params: list[Tensor], updates: list[Tensor], move: Tensor, decay: Tensor) -> None:
-        """p <- p·decay - move·update, computed in the moments' dtype and rounded once to the parameter's."""
-        torch._foreach_mul_(updates, move)
+    def _apply(params: list[Tensor], updates: list[Tensor], step_size: Tensor, decay: Tensor) -> None:
+        """p <- p·decay - step_size·update, computed in the moments' dtype and rounded once to the parameter's."""
+        torch._foreach_mul_(updates, step_size)
         if all(p.dtype == u.dtype for p, u in zip(params, updates, strict=True)):
             torch._foreach_mul_(params, decay)
             torch._foreach_sub_(params, updates)
@@ -113,7 +114,7 @@ class AdamATan2:
             param.copy_(param.to(update.dtype).mul_(decay).sub_(update))
 
     def count_step(self) -> None:
-        """All that is counted is on the device."""
+        """Nothing to do: no count is kept on the host."""
 
     def state_dict(self) -> dict[str, Any]:
         """{"step": scalar, "exp_avg": {name: tensor}, "exp_avg_sq": {name: tensor}} (no copies)."""
@@ -125,7 +126,7 @@ class AdamATan2:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state in; raises ValueError that names what does not fit."""
+        """Load a state, copying. Raises: ValueError that names what does not fit."""
         for key, own in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
             stored = state[key]
             if stored.keys() != set(self.names):
@@ -143,14 +144,14 @@ class AdamATan2:
         self.count.copy_(torch.as_tensor(state["step"]))
 
 
-def _pieces(tensors: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
-    """Transposed; on a CPU one tensor at a time, in pieces that stay in its cache through a dozen passes."""
+def _chunks(tensors: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """`tensors`, transposed; on a CPU one tensor at a time, in chunks that stay in cache through a dozen passes."""
     if any(t.device.type != "cpu" or not t.is_contiguous() for each in tensors for t in each):
         yield tuple(map(list, zip(*tensors, strict=True)))
         return
     for each in tensors:
-        for pieces in zip(*(t.view(-1).split(PIECE) for t in each), strict=True):
-            yield tuple([piece] for piece in pieces)
+        for chunks in zip(*(t.view(-1).split(CHUNK) for t in each), strict=True):
+            yield tuple([chunk] for chunk in chunks)
 
 
 def _upcast(param: Tensor) -> torch.dtype:
@@ -158,7 +159,7 @@ def _upcast(param: Tensor) -> torch.dtype:
 
 
 class Lookahead:
-    """k steps of an inner optimizer, then a share `alpha` of the way from the slow weights (Zhang et al. 2019)."""
+    """Lookahead (Zhang et al. 2019): every k inner steps, slow <- slow + alpha · (fast - slow) and fast <- slow."""
 
     capturable = False
 
@@ -174,7 +175,7 @@ class Lookahead:
 
     @torch.no_grad()
     def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
-        """One inner step; every k-th one moves the slow weights and restarts the fast ones there."""
+        """One inner step; every k-th one updates the slow weights and resets the fast ones to them."""
         if ok is not None and not bool(ok):
             return
         self.inner.step(lr_scale)
@@ -184,15 +185,15 @@ class Lookahead:
             torch._foreach_copy_([param.detach() for param in self.params], self.slow)
 
     def count_step(self) -> None:
-        """Not reached: no step of this optimizer is recorded."""
+        """Never called: steps of this optimizer are not captured."""
 
     @property
-    def evaluates_others(self) -> bool:
-        """Whether the inner optimizer keeps the weights to evaluate apart from those it trains."""
-        return bool(getattr(self.inner, "evaluates_others", False))
+    def has_eval_weights(self) -> bool:
+        """Whether the inner optimizer keeps weights for evaluation apart from those it trains."""
+        return bool(getattr(self.inner, "has_eval_weights", False))
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Inside, the parameters hold the inner optimizer's weights to evaluate."""
+        """Context in which the parameters hold the inner optimizer's weights for evaluation."""
         return self.inner.evaluating()  # type: ignore[no-any-return]
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,45 +210,45 @@ class Lookahead:
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024), and its numbers, with a step that can be called off on the device.
+    """torch's Muon (Jordan et al. 2024), with the same numbers and a step that can be skipped on the device.
 
     Options, groups and state are torch's. `found_inf` is the switch of torch's fused kernels: 1 leaves parameters and
-    momentum as they are. Torch's own step has none, and so had to be asked for on the host.
+    momentum unchanged. torch's own Muon lacks it, so the host would have to read `ok`.
     """
 
     found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._move(param, param.grad, group)
+                    self._update(param, param.grad, group)
 
-    def _move(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
+    def _update(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
         state, lr, momentum = self.state[param], group["lr"], group["momentum"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
-        mean, off = state["momentum_buffer"], None if self.found_inf is None else self.found_inf > 0
-        if off is not None:
-            grad = torch.where(off, mean, grad)  # moves nothing
+        mean, skip = state["momentum_buffer"], None if self.found_inf is None else self.found_inf > 0
+        if skip is not None:
+            grad = torch.where(skip, mean, grad)  # leaves the momentum unchanged
         mean.lerp_(grad, 1 - momentum)
         update = grad.lerp(mean, momentum) if group["nesterov"] else mean
         update = orthogonalised(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = param.shape
         kinds = {"match_rms_adamw": 0.2 * math.sqrt(max(rows, columns)), "original": math.sqrt(max(1, rows / columns))}
-        moved = param.mul(1 - lr * group["weight_decay"])
+        new = param.mul(1 - lr * group["weight_decay"])
         size = -lr * kinds[group["adjust_lr_fn"] or "original"]
-        if isinstance(size, Tensor):  # add_ takes `alpha` as a number of the host only
-            moved.add_(update.to(moved.dtype).mul_(size))
+        if isinstance(size, Tensor):  # add_ takes only host numbers as `alpha`
+            new.add_(update.to(new.dtype).mul_(size))
         else:
-            moved.add_(update, alpha=size)
-        param.copy_(moved if off is None else torch.where(off, param, moved))
+            new.add_(update, alpha=size)
+        param.copy_(new if skip is None else torch.where(skip, param, new))
 
 
 def check_muon(options: Mapping[str, Any]) -> None:
-    """Raises: ValueError for options that torch's Muon takes, and that train nothing."""
+    """Raises: ValueError for options that torch's Muon accepts but that cannot train."""
     bounds = {"momentum": MOMENT, "ns_steps": Range(1, 99), "eps": Range(above=0), "weight_decay": RATE}
     for key in (key for key in bounds if key in options):
         _require(bounds[key], **{key: options[key]})
@@ -259,7 +260,7 @@ def check_muon(options: Mapping[str, Any]) -> None:
 
 
 def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
-    """[m, n] -> about U V^T of its singular value decomposition in bfloat16, by Newton and Schulz's iteration."""
+    """[m, n] -> approximately U V^T of its singular value decomposition, by Newton-Schulz iteration in bfloat16."""
     a, b, c = coefficients
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
@@ -271,32 +272,31 @@ def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int, ep
     return x.T if tall else x
 
 
-# --- SignSGD for a large table of which a step touches a few rows -----------------------------------------------------
-# w <- w(1 - lr·wd) - lr·sign(Σ gradients of the row). Gradients of equal identifiers are summed, over slots,
-# micro-batches and ranks; rows outside the batch do not even decay. Every shape depends only on the number of slots, so
-# no step waits for the device.
+# --- SignSGD for a large table of which a step uses few rows ----------------------------------------------------------
+# w <- w(1 - lr·wd) - lr·sign(Σ gradients of the row). Gradients of equal identifiers are summed over slots,
+# micro-batches and ranks; rows outside the batch do not even decay. All shapes depend only on the number of slots, so
+# there is no host sync.
 
 
 def sign_update(
     weights: Tensor, ids: Tensor, grads: Tensor, *, lr: float | Tensor, weight_decay: float
 ) -> tuple[Tensor, Tensor]:
-    """(sorted ids [n], their new rows [n, E]); equal ids come with equal rows, so they may be written in any
-    order.
+    """Return (sorted ids [n], their new rows [n, E]); equal ids have equal rows, so the order of writes is irrelevant.
 
-    A stable sort puts equal ids together, a running count of the changes numbers the groups: no `unique`, no
-    host sync.
+    A stable sort makes equal ids adjacent, and a cumulative sum of the changes numbers the groups: no `unique`, no host
+    sync.
     """
-    order_ids, order = torch.sort(ids.long(), stable=True)
-    changes = torch.ones_like(order_ids)
-    changes[1:] = (order_ids[1:] != order_ids[:-1]).long()
+    sorted_ids, order = torch.sort(ids.long(), stable=True)
+    changes = torch.ones_like(sorted_ids)
+    changes[1:] = (sorted_ids[1:] != sorted_ids[:-1]).long()
     group = changes.cumsum(0) - 1  # [n]
-    wide = grads[order].to(weights.dtype)
-    total = torch.zeros_like(wide).index_add_(0, group, wide)[group]
-    return order_ids, weights[order_ids] * (1.0 - lr * weight_decay) - lr * total.sign()
+    sorted_grads = grads[order].to(weights.dtype)
+    total = torch.zeros_like(sorted_grads).index_add_(0, group, sorted_grads)[group]
+    return sorted_ids, weights[sorted_ids] * (1.0 - lr * weight_decay) - lr * total.sign()
 
 
 class SparseSignSGD:
-    """The interface of the dense optimizers; there is no state besides the table itself."""
+    """SignSGD on a sparse table, with the interface of the dense optimizers; it has no state."""
 
     capturable = True
 
@@ -306,8 +306,7 @@ class SparseSignSGD:
 
     @torch.no_grad()
     def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
-        """One update of the rows touched since the last step. `ok` 0 leaves them as they are and drops the
-        gradients.
+        """Update the rows used since the last step. `ok` 0 leaves them unchanged and drops the gradients.
 
         A collective: every rank calls it, with the same number of rows.
         """
@@ -324,12 +323,12 @@ class SparseSignSGD:
         weights[ids] = rows
 
     def count_step(self) -> None:
-        """All that is counted is on the device."""
+        """Nothing to do: no count is kept on the host."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore; raises ValueError for a state of another optimizer."""
+        """Nothing to restore. Raises: ValueError for a state of another optimizer."""
         if state:
             raise ValueError(f"optimizer state does not fit: sparse_sign_sgd has none, got {sorted(state)}")

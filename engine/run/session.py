@@ -84,7 +84,7 @@ class Session(Hook):
         trainer = self.trainer
         load_state(trainer, checkpoint, rank=rank(), world_size=world_size())
         if branches:
-            trainer.evaluations.forget()
+            trainer.evaluations.reset()
             trainer.seconds = trainer.logged_seconds = trainer.cpu_seconds = 0.0
 
     def enter(self, decision: RunDecision, directory: RunDirectory | None) -> None:
@@ -180,7 +180,7 @@ class Session(Hook):
         # The state is gathered by all ranks; what follows is rank 0's.
         state = gather_tree(trainer.state_dict(), all_gather_rows)
         averaged = averaged_weights(trainer.module, trainer.ema, trainer.optimizers)
-        weights = trainer.reducer.gathered({"model": trainer.module.state_dict(), "ema": averaged})
+        weights = trainer.reducer.gather({"model": trainer.module.state_dict(), "ema": averaged})
 
         def write() -> None:
             assert self.directory is not None

@@ -321,7 +321,7 @@ def test_lookahead_evaluates_what_its_inner_optimizer_evaluates() -> None:
     """Schedule-free optimizers keep the weights to evaluate apart: the trained ones were evaluated."""
 
     class Apart:
-        lr, evaluates_others = 0.1, True
+        lr, has_eval_weights = 0.1, True
 
         def evaluating(self) -> Any:
             return swap

@@ -176,7 +176,7 @@ def test_lines_of_a_gpu_come_a_step_later_and_before_all_that_follows() -> None:
     for wait in (False, True):
         options = {"eval_steps": (3, 7), "checkpoint_interval": 4, "log_interval": 2, "stats_interval": 3}
         trainer, _, _ = make(9, bad=(5,), **options)
-        trainer._lines_wait = wait
+        trainer._defer_lines = wait
         events: list[Any] = []
         trainer._write = lambda step, values, events=events: events.append((step, dict(values)))
         trainer._save = lambda t, why, events=events: events.append((t.step, why))
@@ -189,7 +189,7 @@ def test_lines_of_a_gpu_come_a_step_later_and_before_all_that_follows() -> None:
     assert seen[0] == seen[1]
     assert [step for step, what in seen[1] if "train/loss" in what] == [2, 4, 6, 8, 9]
     trainer, lines, _ = make(5, bad=(3, 4), max_skipped_steps=1)
-    trainer._lines_wait = True
+    trainer._defer_lines = True
     with pytest.raises(RunFailure):
         trainer.fit()
     assert [step for step, _ in lines] == [1, 2, 3, 4]  # none is lost
