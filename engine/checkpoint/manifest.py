@@ -1,7 +1,7 @@
-"""The checkpoint directory on disk, format version 1: writing one, and refusing a damaged one by name.
+"""Checkpoint directories on disk, format version 1: writing, verifying, naming what is damaged.
 
-`step_<N>/` holds model.safetensors, ema.safetensors (optional), state.safetensors, state.json and
-manifest.json, whose fields are listed at `write_checkpoint`. Nothing in it can carry code.
+`step_<N>/` holds model.safetensors, ema.safetensors (optional), state.safetensors, state.json and manifest.json (see
+`write_checkpoint` for its fields). None of them can contain code.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ STEP_NAME = re.compile(r"step_([0-9]+)")
 
 
 Manifest = dict[str, Any]
-"""manifest.json, see `write_checkpoint`; `read_manifest` checks its form."""
+"""manifest.json: see `write_checkpoint` for its fields; `read_manifest` validates them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, with fields of its manifest. Tensors are read (to the CPU) on access."""
+    """A verified checkpoint with fields of its manifest. Tensors are read, to the CPU, on access."""
 
     path: Path
     manifest: Manifest
     step: int
-    """Optimizer steps done when it was written."""
+    """Optimizer steps taken when it was written."""
     entry: str
-    """The script that wrote it ("pretrain"): evaluation rebuilds the run by that script's `build`."""
+    """The script that wrote it ("pretrain"): evaluation rebuilds the run with that script's `build`."""
     config: dict[str, Any]
     """The resolved config of the run."""
     metric: dict[str, Any] | None
     """The primary metric {"name", "value", "goal": "max" | "min"}, None before any evaluation."""
     extra: dict[str, Any]
-    """What the trainer added (sizes of the metric files, data cards, sha256 of frozen parts)."""
+    """Further facts of the run (sizes of the metric files, data cards, sha256 of frozen parts)."""
 
     @property
     def has_ema(self) -> bool:
@@ -67,13 +67,13 @@ class Checkpoint:
 
     @property
     def ema(self) -> dict[str, Tensor] | None:
-        """Averaged weights by clean name, None when the run keeps no average."""
+        """Averaged weights by clean name, None if the run keeps no average."""
         return read_tensors(self.path / "ema.safetensors") if self.has_ema else None
 
     def state(self, *, rank: int = 0, world_size: int = 1) -> Any:
         """The state tree; row-sharded leaves are plain tensors with the rows of `rank` (see `join_tree`).
 
-        Raises: UsageError for a state.json that refers to no tensor of state.safetensors.
+        Raises: UsageError if state.json and state.safetensors do not match.
         """
         tree, tensors = read_json(self.path / "state.json"), read_tensors(self.path / "state.safetensors")
         try:
@@ -84,7 +84,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint is made of."""
+    """The contents of a checkpoint to write."""
 
     step: int
     model: Mapping[str, Tensor]
@@ -94,14 +94,13 @@ class Contents:
     state: Any = None
     """A tree whose `RowSharded` leaves already hold all rows (`gather_tree`, called on every rank)."""
     metric: Mapping[str, Any] | None = None
-    """{"name", "value", "goal": "max" | "min"}; one that is not finite counts as none."""
+    """{"name", "value", "goal": "max" | "min"}; a non-finite value counts as none."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(folder: Path, entry: str, contents: Contents) -> None:
-    """Fill the empty `folder`. manifest.json comes last and holds: format_version, entry, step, config
-    (resolved), time (UTC, ISO 8601), metric, extra, files {name: {sha256, size}} and its own sha256 over all
-    of that.
+    """Write a checkpoint into the empty `folder`. manifest.json is written last and holds format_version, entry, step,
+    config (resolved), time (UTC, ISO 8601), metric, extra, files {name: {sha256, size}} and a sha256 of all of that.
 
     Raises: OSError, TypeError (a state leaf that is neither tensor nor JSON).
     """
@@ -128,7 +127,7 @@ def write_checkpoint(folder: Path, entry: str, contents: Contents) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`, its form checked, the other files not examined.
+    """The manifest of `folder`, validated; other files are not checked.
 
     Raises: ValueError whose text begins with the file's name and states the fault.
     """
@@ -147,17 +146,17 @@ def read_manifest(folder: Path) -> Manifest:
             f"manifest.json has format_version {version}, this program reads up to {FORMAT_VERSION}: update the program"
         )
     kinds = {"entry": str, "step": int, "time": str, "config": dict, "files": dict, "extra": dict}
-    unusable = [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
-    unusable += ["step"] if not unusable and manifest["step"] < 0 else []
-    unusable += ["metric"] if not _is_metric(manifest.get("metric")) else []
-    unusable += ["extra"] if not unusable and not _are_sizes(manifest["extra"].get("sizes", {})) else []
-    if unusable:
-        raise ValueError(f"manifest.json lacks a usable '{unusable[0]}'")
+    invalid = [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
+    invalid += ["step"] if not invalid and manifest["step"] < 0 else []
+    invalid += ["metric"] if not _is_metric(manifest.get("metric")) else []
+    invalid += ["extra"] if not invalid and not _are_sizes(manifest["extra"].get("sizes", {})) else []
+    if invalid:
+        raise ValueError(f"manifest.json lacks a usable '{invalid[0]}'")
     return manifest  # type: ignore[no-any-return]
 
 
 def _is_metric(value: Any) -> bool:
-    """null, or a name, a direction and a number."""
+    """Whether `value` is null, or a name, a goal and a finite number."""
     if not isinstance(value, Mapping):
         return value is None
     number = type(value.get("value")) in (int, float) and math.isfinite(value["value"])
@@ -165,16 +164,16 @@ def _is_metric(value: Any) -> bool:
 
 
 def _are_sizes(value: Any) -> bool:
-    """Lengths of files of the run by plain name."""
+    """Whether `value` maps plain file names to sizes."""
     return isinstance(value, dict) and all(
         "/" not in name and type(size) is int and size >= 0 for name, size in value.items()
     )
 
 
 def find_fault(folder: Path, *, checksums: bool = True) -> str | None:
-    """What is wrong with the checkpoint in `folder` (first word: the file), None when it is sound.
+    """What is wrong with the checkpoint in `folder` (first word: the file), None if it is valid.
 
-    Looks at every file before any is used; `checksums=False` skips only the hashing (ranks other than 0).
+    Checks all files before any is used; `checksums=False` skips only the hashing (on ranks other than 0).
     """
     try:
         manifest = read_manifest(folder)
@@ -220,8 +219,8 @@ def _file_fault(folder: Path, name: str, expected: Any, checksums: bool) -> str 
 
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
-    """{step: folder} of the complete checkpoints below `checkpoints`, ascending. Complete, not verified; links
-    are left out, a run's checkpoints are its own.
+    """{step: folder} of the complete (not verified) checkpoints in `checkpoints`, ascending. Links are ignored: only
+    folders are the run's own checkpoints.
     """
     folders = {}
     for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
@@ -232,7 +231,7 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 
 
 def previous_good(checkpoints: Path, before: int) -> Path | None:
-    """The newest checkpoint below `checkpoints` of a step under `before` that verifies completely."""
+    """The newest checkpoint in `checkpoints` of a step below `before` that verifies completely."""
     earlier = [path for step, path in step_folders(checkpoints).items() if step < before]
     return next((path for path in reversed(earlier) if find_fault(path) is None), None)
 
@@ -240,8 +239,8 @@ def previous_good(checkpoints: Path, before: int) -> Path | None:
 def load_checkpoint(path: str | Path, *, checksums: bool = True, resuming: bool = True) -> Checkpoint:
     """Verify every file of the checkpoint directory `path` (links are followed) and open it.
 
-    Raises: UsageError, one line: which file of which checkpoint, what is wrong, the previous good one; and the keys to
-    resume from that, where this launch is `resuming`.
+    Raises: UsageError in one line: which file of which checkpoint, what is wrong, the previous good one; and how to
+    resume from that, if this launch is `resuming`.
     """
     folder = Path(path).resolve()
     if not folder.is_dir():

@@ -1,9 +1,9 @@
-"""Nested state as tensors plus JSON, and the tensor files themselves: no pickle on either way.
+"""Nested state as tensors plus JSON, and reading and writing of tensor files, all without pickle.
 
-A tree is dicts, lists, tuples, scalars, None, tensors and `RowSharded` leaves. `split_tree` puts the tensors
-into one flat dict (a safetensors file) and the rest into JSON, where `{"$tensor": name}` stands for a tensor,
-`{"$rows": name}` for a row-sharded one, `{"$tuple": [...]}` for a tuple and `{"$dict": [[key, value], ...]}`
-for a dict that JSON objects cannot hold (integer keys, keys that begin with "$").
+A tree is dicts, lists, tuples, scalars, None, tensors and `RowSharded` leaves. `split_tree` puts the tensors into one
+flat dict (a safetensors file) and the rest into JSON, where `{"$tensor": name}` stands for a tensor, `{"$rows": name}`
+for a row-sharded one, `{"$tuple": [...]}` for a tuple and `{"$dict": [[key, value], ...]}` for a dict that JSON cannot
+represent (integer keys, keys that begin with "$").
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from engine.reading import Unreadable, check_regular
 
 @dataclass(frozen=True)
 class RowSharded:
-    """A leaf of a state tree whose rows are spread over the ranks: `tensor` [rows of this rank, ...].
+    """A leaf of a state tree whose rows are sharded over the ranks: `tensor` [rows of this rank, ...].
 
-    Saved in global row order (rank 0's rows first) and sliced into equal contiguous parts at load, so a
-    checkpoint does not know how many ranks wrote it.
+    Saved in global row order (rank 0's rows first) and sliced into equal contiguous parts at load, so a checkpoint does
+    not depend on the number of ranks.
     """
 
     tensor: Tensor
 
 
 def clean_name(name: str) -> str:
-    """`module._orig_mod.inner.w` -> `inner.w`: without the marks of DDP and torch.compile."""
+    """Strip the prefixes of DDP and torch.compile: `module._orig_mod.inner.w` -> `inner.w`."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] == "module":
         parts.pop(0)
@@ -44,7 +44,7 @@ def clean_name(name: str) -> str:
 
 
 def clean_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under `clean_name`s. Raises: ValueError when two names become one."""
+    """The same tensors by `clean_name`. Raises: ValueError if two names become one."""
     cleaned: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if cleaned.setdefault(clean_name(name), tensor) is not tensor:
@@ -57,9 +57,9 @@ def gather_tree(
 ) -> Any:
     """Replace every `RowSharded(tensor)` by `RowSharded(gather_rows(tensor))`, in tree order, other tensors by `other`.
 
-    A collective: all ranks call it with trees of the same form, so that the n-th call of `gather_rows` is
-    about the same leaf everywhere. `gather_rows` maps [rows of this rank, ...] to [all rows, ...] on rank 0;
-    what it returns on the other ranks does not matter.
+    A collective: all ranks call it with trees of the same structure, so that the n-th call of `gather_rows` is for the
+    same leaf on each. `gather_rows` maps [rows of this rank, ...] to [all rows, ...] on rank 0; its results on other
+    ranks are not used.
     """
     if isinstance(tree, RowSharded):
         return RowSharded(gather_rows(tree.tensor))
@@ -72,7 +72,7 @@ def gather_tree(
 
 
 def copied(tree: Any) -> Any:
-    """The tree with every tensor copied, on the CPU: later steps do not change it. Tied tensors stay tied."""
+    """The tree with every tensor copied to the CPU, so that later steps do not change it. Tied tensors stay tied."""
     copies: dict[Any, Tensor] = {}
 
     def copy(tensor: Tensor) -> Tensor:
@@ -85,20 +85,20 @@ def copied(tree: Any) -> Any:
 
 
 def _place(tensor: Tensor) -> Any:
-    """Equal for tensors that are the same memory."""
+    """A key that is equal for tensors in the same memory."""
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def split_tree(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """Separate `tree` into {dotted path: tensor} and a JSON value that refers to them, without copies.
+    """Split `tree` into {dotted path: tensor} and a JSON value that refers to them, without copies.
 
-    Raises: TypeError on a leaf that neither holds (it names the path), so nothing is ever pickled.
+    Raises: TypeError, naming the path, for a leaf that is neither tensor nor JSON: nothing is ever pickled.
     """
     tensors: dict[str, Tensor] = {}
 
-    def place(tensor: Tensor, path: str) -> str:
+    def add(tensor: Tensor, path: str) -> str:
         name, number = path or "tensor", 1
-        while name in tensors:  # {"a.b": x, "a": {"b": y}} meet in one dotted path
+        while name in tensors:  # {"a.b": x, "a": {"b": y}} have the same dotted path
             number += 1
             name = f"{path}#{number}"
         tensors[name] = tensor
@@ -111,9 +111,9 @@ def split_tree(tree: Any) -> tuple[dict[str, Tensor], Any]:
         if node is None or isinstance(node, bool | int | float | str):
             return node
         if isinstance(node, Tensor):
-            return {"$tensor": place(node, path)}
+            return {"$tensor": add(node, path)}
         if isinstance(node, RowSharded):
-            return {"$rows": place(node.tensor, path)}
+            return {"$rows": add(node.tensor, path)}
         if isinstance(node, Mapping):
             if all(isinstance(key, str) and not key.startswith("$") for key in node):
                 return {key: inner(key, value) for key, value in node.items()}
@@ -132,10 +132,9 @@ def split_tree(tree: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def join_tree(json_tree: Any, tensors: Mapping[str, Tensor], *, rank: int = 0, world_size: int = 1) -> Any:
-    """Undo `split_tree`. A row-sharded leaf comes back as a plain tensor: the rows of `rank` out of
-    `world_size`.
+    """The inverse of `split_tree`. A row-sharded leaf becomes a plain tensor: the rows of `rank` out of `world_size`.
 
-    Raises: UsageError when its number of rows does not divide by `world_size`.
+    Raises: UsageError if its number of rows is not divisible by `world_size`.
     """
     if isinstance(json_tree, list):
         return [join_tree(value, tensors, rank=rank, world_size=world_size) for value in json_tree]
@@ -165,12 +164,12 @@ def _rows_of(tensor: Tensor, name: str, rank: int, world_size: int) -> Tensor:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file: every dtype bit for bit, from any device, strides or storage.
+    """Write a safetensors file: bit-exact in every dtype, from any device, strides or storage.
 
-    Tensors that are the same memory (tied weights) are stored once; the file's metadata has `{other name:
-    stored name}`, as the safetensors library itself does.
+    Tensors that share memory (tied weights) are stored once; the file's metadata has `{other name: stored name}`, as
+    the safetensors library writes it.
 
-    Raises: OSError when the file cannot be written, TypeError on a value that is not a tensor.
+    Raises: OSError if the file cannot be written, TypeError for a value that is not a tensor.
     """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -184,18 +183,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             aliases[name] = seen[place]
             continue
         seen[place] = name
-        stored[name] = _own_memory(tensor)
+        stored[name] = _contiguous_cpu(tensor)
     try:
         save_file(stored, path, metadata={"format": "pt", **aliases})
-    except SafetensorError as error:  # the library's writer hides the operating system's error in its text
+    except SafetensorError as error:  # the library has the operating system's error only in its text
         number = re.search(r"\(os error (\d+)\)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
-    """Contiguous on the CPU and alone in its storage (views into one storage are refused as shared
-    memory).
-    """
+def _contiguous_cpu(tensor: Tensor) -> Tensor:
+    """Contiguous, on the CPU, alone in its storage: safetensors refuses views into one storage as shared memory."""
     copy = tensor.cpu().contiguous()
     if copy.data_ptr() == tensor.data_ptr() and copy.untyped_storage().nbytes() != copy.nbytes:
         copy = copy.clone()
@@ -203,9 +200,9 @@ def _own_memory(tensor: Tensor) -> Tensor:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU, names of tied tensors included (they share memory again).
+    """Read a safetensors file to the CPU; tied tensors share memory again.
 
-    Raises: OSError or SafetensorError on a file that is not one (`tensor_file_fault` describes it).
+    Raises: OSError or SafetensorError for a file that is not one (`tensor_file_fault` describes it).
     """
     check_regular(path)
     tensors = load_file(path)
@@ -218,15 +215,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Shape by name of the tensors in a sound safetensors file; reads the header only."""
+    """Shapes by name of the tensors in a valid safetensors file; reads only the header."""
     with safe_open(path, framework="pt") as stream:
         return {name: stream.get_slice(name).get_shape() for name in stream.keys()}  # noqa: SIM118 (no mapping)
 
 
 def tensor_file_fault(path: Path) -> str | None:
-    """Why `path` is not a safetensors file, None when its header and size are sound. Reads the header
-    only.
-    """
+    """Why `path` is not a safetensors file, None if its header and size are valid. Reads only the header."""
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as stream:
@@ -242,23 +237,23 @@ def tensor_file_fault(path: Path) -> str | None:
 
 
 class WeightsMisfit(UsageError):
-    """Weights of another model. `engine.run.identity.what_changed` names the key where both configs are known."""
+    """Weights that do not fit the model. `engine.run.identity.what_changed` names the key if both configs are known."""
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> str:
-    """Copy `tensors` into the parameters and buffers of `module`; one line reports what was loaded.
+    """Copy `tensors` into the parameters and buffers of `module`; return one line on what was loaded.
 
-    Values are converted to the module's dtype and device. A name that is missing from `tensors` but tied to
-    one that is there counts as loaded. Under `strict` nothing is copied unless everything fits.
+    Values are converted to the module's dtype and device. A name missing from `tensors` counts as loaded if it is tied
+    to one that is present. Under `strict` nothing is copied unless everything fits.
 
-    Raises: WeightsMisfit under `strict`, with every kind of misfit and its shapes; ValueError on a module
-    without memory (device "meta").
+    Raises: WeightsMisfit under `strict`, listing all mismatches with shapes; ValueError for a module on the "meta"
+    device.
     """
     return fill(module.state_dict(), tensors, strict=strict)
 
 
 def fill(state: Mapping[str, Any], tensors: Mapping[str, Tensor], *, strict: bool) -> str:
-    """`load_weights` into the tensors of a module's `state`."""
+    """`load_weights` for a module's state dict, `state`."""
     ours = {clean_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
     theirs = {clean_name(name): value for name, value in tensors.items()}
     if any(value.is_meta for value in ours.values()):

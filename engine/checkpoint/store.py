@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saving (in a thread, for large ones), the `latest` and `best` pointers, finding, pruning.
+"""The checkpoints of one run: saving (large ones in a thread), `latest` and `best` pointers, finding, pruning.
 
 <run>/checkpoints/step_<N>/   complete or absent (engine/checkpoint/manifest.py has the files)
 <run>/checkpoints/latest      one line: the name of the newest directory
@@ -37,7 +37,7 @@ from engine.reading import Unreadable, read_text
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written. Nothing half-written is left and every earlier one is as it was."""
+    """A checkpoint could not be written. No partial one is left, and earlier ones are unchanged."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -48,7 +48,7 @@ def _step_of(path: Path) -> int:
 
 
 class CheckpointStore:
-    """Reads and writes `<run_dir>/checkpoints`. Writing is for rank 0, which holds the run's lock."""
+    """Reads and writes `<run_dir>/checkpoints`. Only rank 0, which holds the run's lock, may write."""
 
     def __init__(self, run_dir: str | os.PathLike[str], entry: str) -> None:
         self.run_dir = Path(run_dir)
@@ -58,10 +58,10 @@ class CheckpointStore:
     # --- writing
 
     def recover(self) -> None:
-        """Do what a killed save had still to do after its rename: best, latest, links. For the holder of the lock.
+        """Complete a save that was killed after its rename: best, latest, links. Only for the holder of the lock.
 
-        Damaged checkpoints are left alone, and where the latest is one, so is `latest`: whoever resumes must hear of
-        it. Pruning follows the next save.
+        Damaged checkpoints are left alone; if the latest is one, so is `latest`, so that a resume reports it. Pruning
+        follows the next save.
         """
         remove_leftovers(self.folder)
         known = self._pointed("latest")
@@ -79,7 +79,7 @@ class CheckpointStore:
         """Write step_<step> (replacing one of that step), `latest`, and `best` if its metric is better. `parts` are the
         other fields of `Contents`.
 
-        Raises: CheckpointWriteError when the file system refuses; TypeError on state it cannot hold.
+        Raises: CheckpointWriteError if writing fails; TypeError for state that a checkpoint cannot hold.
         """
         final = self.folder / f"step_{step}"
         try:
@@ -94,13 +94,13 @@ class CheckpointStore:
         return final
 
     def _point_to(self, path: Path) -> None:
-        """`best` where it is that, then `latest`: once `latest` names it, nothing is left to do."""
+        """Write `best` if it is that, then `latest`, which marks the save as complete (see `recover`)."""
         if self._is_best(read_manifest(path)["metric"], path):
             atomic_write_text(self.folder / "best", f"{path.name}\n")
         atomic_write_text(self.folder / "latest", f"{path.name}\n")
 
     def _is_best(self, metric: Mapping[str, Any] | None, new: Path) -> bool:
-        """Strictly better than the best so far; another metric's name or no usable best starts anew."""
+        """Whether it is strictly better than the best so far, or that cannot be compared (missing, another metric)."""
         if metric is None:
             return False
         old = self.best()
@@ -114,7 +114,7 @@ class CheckpointStore:
             return True
         if {"covers"} <= past.keys() & metric.keys() and past["covers"] != metric["covers"]:  # changed by a resume
             return True
-        if past.get("final", False) != metric.get("final", False):  # a final figure that covers something else
+        if past.get("final", False) != metric.get("final", False):  # a final evaluation over other data
             return bool(past.get("final", False))
         return bool(metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"])
 
@@ -125,8 +125,8 @@ class CheckpointStore:
     def prune(self, keep_last: int | None = None, keep_every: int | None = None) -> list[Path]:
         """Remove all but the `keep_last` newest (None: all), the multiples of `keep_every`, latest and best.
 
-        Newest by time of writing: after going back to an early step the abandoned later steps are the old
-        ones. A failed removal is a warning. Returns what was removed.
+        Newest by time of writing: after a resume from an earlier step, the abandoned later steps are the oldest. A
+        failed removal is a warning. Returns what was removed.
         """
         if keep_last is None:
             return []
@@ -162,11 +162,11 @@ class CheckpointStore:
         return list(step_folders(self.folder))
 
     def latest(self) -> Path | None:
-        """What `latest` names, else (pointer lost) the highest step, else None. Not verified."""
+        """The checkpoint that `latest` names, else (pointer lost) the highest step, else None. Not verified."""
         return self._pointed("latest") or next(reversed(step_folders(self.folder).values()), None)
 
     def best(self) -> Path | None:
-        """What `best` names, None before the first evaluated checkpoint. Not verified."""
+        """The checkpoint that `best` names, None before the first evaluated one. Not verified."""
         return self._pointed("best")
 
     def _pointed(self, pointer: str) -> Path | None:
@@ -178,10 +178,9 @@ class CheckpointStore:
         return path if STEP_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink() else None
 
     def resolve(self, spec: str | os.PathLike[str], key: str = "resume_from") -> Path:
-        """The directory meant by `latest`, `best`, `step_N`, a checkpoint's path or a run's path (its
-        latest).
+        """The checkpoint named by `spec`: `latest`, `best`, `step_N`, a checkpoint's path or a run's path (its latest).
 
-        Raises: UsageError that names `key`, which gave `spec`, and lists the checkpoints.
+        Raises: UsageError that names the config key `key` of `spec`, and lists the checkpoints.
         """
         spec = os.fspath(spec)
         if spec in ("latest", "best"):
@@ -192,10 +191,9 @@ class CheckpointStore:
             path = self._resolve_path(user_path(spec))
         if path is None:
             names = [f"step_{step}" for step in self.steps()]
-            there = (
-                did_you_mean(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
-            )
-            raise UsageError(f"{key}={spec}: no such checkpoint in {self.folder}: {there}")
+            choices = ["latest", *(["best"] if self.best() else []), *names]
+            hint = did_you_mean(spec, choices) if names else "it is empty"
+            raise UsageError(f"{key}={spec}: no such checkpoint in {self.folder}: {hint}")
         return path
 
     def _resolve_path(self, path: Path) -> Path | None:
@@ -207,24 +205,24 @@ class CheckpointStore:
         return None
 
 
-# --- work beside the training loop ------------------------------------------------------------------------------------
+# --- work in the background -------------------------------------------------------------------------------------------
 
 
 class Background:
-    """A thread for one piece of work. It ends with the process: what it left half-done has a temporary name."""
+    """A daemon thread for one piece of work. If the process ends first, what is half-written has a temporary name."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin `work`, once the piece before it has ended. Raises: that one's error."""
+        """Start `work` after waiting for the previous piece. Raises: the previous piece's error."""
         self.wait()
         self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the present piece has ended. Raises: its error, once."""
+        """Wait for the current piece. Raises: its error, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -1,7 +1,7 @@
-"""What is already in the folder of a new run: other runs, leftovers, links that lead away; and how a run is set aside.
+"""Checks of a run directory before a run uses it (other runs, leftovers, links that lead out), and setting runs aside.
 
-A run writes, moves and deletes only what is its own. Other runs inside its folder (`out/a` inside `out`) stay where
-they are.
+A run writes, moves and deletes only its own files. Other runs inside its folder (`out/a` inside `out`) stay where they
+are.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OWN_FILES = (
     "vocabularies.json",
     "best_val_loss_and_iter.txt",
 )
-# What a launcher, Hydra or the preflight may leave in a directory before the run itself owns it.
+# What a launcher, Hydra or the preflight may leave in a directory before it becomes a run.
 NOT_A_RUN_YET = {".lock", ".hydra", "status.json", "path_signature.json"}
 SET_ASIDE = ".set_aside"
-"""Holds the name that the run gets when it is set aside: while files are moved, and there for good."""
+"""File with the new name of a run that is set aside, written before its files are moved and kept afterwards."""
 
 
 def contents(path: Path) -> set[str]:
-    """Names in `path` that are somebody's: not what a launch left before it was a run, nor a killed writer's file.
+    """Names in `path`, without those in NOT_A_RUN_YET and temporary files of killed writers.
 
     Raises: UsageError for a directory that cannot be read.
     """
@@ -53,21 +53,21 @@ def contents(path: Path) -> set[str]:
 
 
 def runs_inside(path: Path, names: Collection[str]) -> dict[str, Path]:
-    """Those of the `names` in `path` below which other runs lie, each with the first such run."""
+    """Those of the `names` in `path` that contain other runs, each with the first such run."""
     return {name: run for name in sorted(names) if (run := _run_below(path / name)) is not None}
 
 
-def _run_below(place: Path) -> Path | None:
-    if place.is_symlink():  # a folder on another disk: the link is how its run is reached
-        return place if (place / "identity.json").exists() else None
-    for folder, _, names in os.walk(place):
+def _run_below(entry: Path) -> Path | None:
+    if entry.is_symlink():  # a run on another disk, reached through the link; not walked
+        return entry if (entry / "identity.json").exists() else None
+    for folder, _, names in os.walk(entry):
         if "identity.json" in names or ".lock" in names:
             return Path(folder)
     return None
 
 
 def require_room(path: Path) -> dict[str, Path]:
-    """The other runs inside `path`, by their top names, where a run may start or be set aside beside them.
+    """Check that a run may start at `path`; return the other runs inside it, by the top names that contain them.
 
     Raises: UsageError for a folder that is neither empty nor a run, and for runs inside a run's own folders.
     """
@@ -93,14 +93,14 @@ def require_room(path: Path) -> dict[str, Path]:
 
 
 def moving_to(path: Path) -> Path | None:
-    """Where a process that was killed had begun to move the run at `path`; None where none had."""
+    """Where a killed process was moving the run at `path`; None if no move is unfinished."""
     name = _marker(path)
     target = path.with_name(name) if name and re.fullmatch(re.escape(path.name) + r"\.\d+", name) else None
     return target if target is not None and target.is_dir() and not target.is_symlink() else None
 
 
 def is_set_aside(path: Path) -> bool:
-    """Whether `path` is a run that was renamed for another."""
+    """Whether `path` is a run that was renamed to make room for another."""
     return _marker(path) in ("", path.name)
 
 
@@ -114,10 +114,10 @@ def _marker(path: Path) -> str | None:
 def set_aside(path: Path, others: Collection[str]) -> Path:
     """Move the run at `path` to `<path>.1` (the next free number) and return that; the entries `others` stay.
 
-    The caller holds the lock. A kill in between is made good by the next call. Raises: UsageError.
+    The caller holds the lock. After a kill, the next call completes the move. Raises: UsageError.
     """
-    taken = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    target = moving_to(path) or next(place for place in taken if not os.path.lexists(place))
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    target = moving_to(path) or next(place for place in numbered if not os.path.lexists(place))
     try:
         atomic_write_text(path / SET_ASIDE, f"{target.name}\n")
         if others or target.exists():
@@ -135,14 +135,14 @@ def set_aside(path: Path, others: Collection[str]) -> Path:
 
 
 def clear_leftovers(path: Path) -> None:
-    """What killed writers left in the run directory. Only while holding its lock."""
+    """Remove what killed writers left in the run directory. Only while holding its lock."""
     for folder in (path, *(path / name for name in OWN_FOLDERS)):
         if folder == path or not folder.is_symlink():
             remove_leftovers(folder)
 
 
 def require_own(path: Path) -> None:
-    """Refuse a run directory in which a link leads elsewhere: through it, files outside would be cut or deleted.
+    """Refuse a run directory with a link that leads out of it: files outside would be truncated or deleted.
 
     Raises: UsageError that names the link.
     """

@@ -1,8 +1,8 @@
-"""What a launch does: start a new run, resume one, set another aside, or keep one that is finished.
+"""Decides what a launch does: start a new run, resume one, set another aside, or keep one that is finished.
 
-`decide_run` inspects the disk once, on rank 0, before data or model are built, and changes nothing there. What follows
-(`engine.run.launch`) asks its `RunDecision`. `engine.run.directory.open_run` locks the directory, decides again under
-the lock, since another launch may have come first, and carries the decision out.
+`decide_run` inspects the disk once, on rank 0, before data or model are built, and changes nothing there.
+`engine.run.launch` follows its `RunDecision`. `engine.run.directory.open_run` locks the directory, decides again under
+the lock (another launch may have come first), and carries the decision out.
 """
 
 from __future__ import annotations
@@ -24,67 +24,67 @@ from engine.run.environment import is_sweep_job
 from engine.run.files import is_finished, read_identity, read_json, read_yaml
 from engine.run.identity import changes
 from engine.run.request import RunRequest, request_of, with_run_name
-from engine.run.stored import as_it_began, stored_config
+from engine.run.stored import stored_config, with_old_behaviour
 
 
 @dataclass(frozen=True)
 class RunDecision:
-    """What a launch is."""
+    """What a launch does."""
 
     action: Literal["new", "restart", "resume", "set_aside", "finished"]
-    """new: nothing is in the way; restart: a run that wrote no checkpoint begins again in its place; resume: a run
-    continues from `checkpoint`; set_aside: a new run, once the one at `path` has been renamed; finished: nothing is to
-    be done. A launch that is refused has no decision but a UsageError."""
+    """new: nothing is in the way; restart: a run without a checkpoint begins again in its place; resume: a run
+    continues from `checkpoint`; set_aside: a new run, after the one at `path` is renamed; finished: nothing to do. A
+    refused launch has no decision: it raises UsageError."""
     path: Path
     """The run directory."""
     reason: str
-    """In words: printed with the path."""
+    """Text printed with the path."""
     checkpoint: Path | None = None
-    """Where the state comes from (not yet verified): the run's own to resume, another run's where this one branches."""
+    """The checkpoint to load (not yet verified): the run's own at a resume, another run's for a branch."""
     displaced: str = ""
-    """What is in the way and will be set aside, in words."""
+    """Text: what is in the way and will be set aside."""
     source: ConfigSource | None = None
-    """The config to train with, where `decide_run` decided."""
+    """The config to train with; set by `decide_run`."""
     results: Mapping[str, float | None] | None = None
-    """Of a finished run: its last evaluation."""
+    """The last evaluation of a finished run."""
 
     @property
     def resumes(self) -> bool:
-        """Whether a run continues, steps and all."""
+        """Whether an existing run continues."""
         return self.action == "resume"
 
     @property
     def step(self) -> int:
-        """The step that it resumes from, 0 for every other run."""
+        """The step to resume from, 0 for any other action."""
         named = STEP_NAME.fullmatch(self.checkpoint.resolve().name) if self.resumes and self.checkpoint else None
         return int(named[1]) if named else 0
 
     @property
     def spent(self) -> float:
-        """Seconds of training steps that it resumes after, 0 where the checkpoint is of a version that kept none.
+        """Seconds of training steps before the resume; 0 if an older checkpoint does not record them.
 
         Raises: UsageError: the checkpoint is damaged.
         """
         if not self.step or self.checkpoint is None:
             return 0.0
-        kept = load_checkpoint(self.checkpoint, checksums=False).extra.get("spent")
-        return float(kept.get("seconds", 0.0)) if isinstance(kept, Mapping) else 0.0
+        spent = load_checkpoint(self.checkpoint, checksums=False).extra.get("spent")
+        return float(spent.get("seconds", 0.0)) if isinstance(spent, Mapping) else 0.0
 
     @property
     def branch(self) -> Path | None:
-        """The checkpoint of another run that this one begins with."""
+        """The checkpoint of another run that this one starts from."""
         return None if self.resumes else self.checkpoint
 
     @property
     def starts_fresh(self) -> bool:
-        """Whether the weights are new ones."""
+        """Whether no checkpoint is loaded."""
         return not self.resumes and self.checkpoint is None
 
 
 def decide_run(config: RunConfig, entry: str) -> RunDecision:
-    """Rank 0: what this launch is, and the config it trains with (under resume=true the stored one is the base).
+    """On rank 0: what this launch does, and the config it trains with (under resume=true the stored one is the base).
 
-    Raises: UsageError where the launch is refused: see `resolve_run`; and a stored config that cannot be used.
+    Raises: UsageError if the launch is refused (see `resolve_run`) or a stored config cannot be used.
     """
     config = with_run_name(config)
     request = request_of(config, entry)
@@ -96,12 +96,12 @@ def decide_run(config: RunConfig, entry: str) -> RunDecision:
         request = request_of(config, entry)
     decision = resolve_run(request)
     if config.resume == "auto" and config.resume_from == "latest" and decision.resumes:
-        config = as_it_began(config, decision.path)
+        config = with_old_behaviour(config, decision.path)
     return replace(decision, source=source_of(config))
 
 
 def resolve_run(request: RunRequest) -> RunDecision:
-    """What a launch with this request is, by what lies on the disk now; nothing is locked or changed.
+    """What a launch with this request does, given what is on disk now; nothing is locked or changed.
 
     Raises: UsageError: nothing to resume (names the folder searched), a contradiction, a path that cannot be used.
     """
@@ -122,14 +122,14 @@ def _resolve_run(request: RunRequest) -> RunDecision:
             "leave resume=true out to branch off from it"
         )
     if choice == "true" or (resume_from and not branch and choice == "auto"):
-        return _resumed(request, own or request.resumable(), resume_from or "latest")
+        return _resume(request, own or request.resumable(), resume_from or "latest")
     if choice == "auto" and (unfinished := request.unfinished(branch)) is not None:
-        return _resumed(request, unfinished, "latest", branch)
-    return _started(request, branch)
+        return _resume(request, unfinished, "latest", branch)
+    return _start(request, branch)
 
 
-def _resumed(request: RunRequest, path: Path, spec: str, branch: Path | None = None) -> RunDecision:
-    """The run at `path` resumes from its checkpoint `spec`; one that never wrote any begins again."""
+def _resume(request: RunRequest, path: Path, spec: str, branch: Path | None = None) -> RunDecision:
+    """The run at `path` resumes from its checkpoint `spec`; one without any checkpoint begins again."""
     stored = read_identity(path, request.entry)
     store = CheckpointStore(path, request.entry)
     if store.latest() is None:  # killed before its first checkpoint
@@ -137,13 +137,13 @@ def _resumed(request: RunRequest, path: Path, spec: str, branch: Path | None = N
         reason = "no checkpoint yet, starting again from " + (str(branch) if branch else "step 0")
         return RunDecision("restart", path, reason, branch)
     checkpoint = store.resolve(spec)
-    changed = "" if request.same(path) else _changes(request, stored)
+    changed = "" if request.matches(path) else _changes(request, stored)
     reason = f"resuming from {checkpoint.name}" + (f" with changes: {changed}" if changed else "")
     return RunDecision("resume", path, reason, checkpoint)
 
 
-def _started(request: RunRequest, branch: Path | None) -> RunDecision:
-    """A new run; what is at its path is set aside."""
+def _start(request: RunRequest, branch: Path | None) -> RunDecision:
+    """A new run; a run at its path is set aside."""
     path = request.path
     require_room(path)
     reason = "new run" + (f", branching off from {branch}" if branch else "")
@@ -151,7 +151,7 @@ def _started(request: RunRequest, branch: Path | None) -> RunDecision:
         return RunDecision("set_aside", path, reason, branch, displaced="another run, already half moved")
     if not (path / "identity.json").exists():
         return RunDecision("new", path, reason, branch)
-    if request.same(path):
+    if request.matches(path):
         displaced = "a finished run" if is_finished(path) else "an unfinished run of the same config"
     else:
         stored = read_json(path / "identity.json")
@@ -167,8 +167,8 @@ def _changes(request: RunRequest, stored: Mapping[str, Any]) -> str:
 def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | None:
     """The finished run that this launch would repeat, if it should be skipped.
 
-    In a sweep that is the default: the same command resumes a sweep that was stopped. `max_steps` and `max_seconds` are
-    no part of the identity, but another value asks for another length.
+    Skipping is the default in a sweep: the same command resumes a stopped sweep. `max_steps` and `max_seconds` are not
+    part of the identity, but with another value the run is of another length.
     """
     skip = is_sweep_job() if config.skip_finished is None else config.skip_finished
     if not skip or config.resume != "auto" or config.resume_from != "latest":
@@ -179,19 +179,19 @@ def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | No
         return None
     summary = read_json(path / "summary.json")
     if not isinstance(summary.get("results"), dict) or "step" not in summary:
-        return None  # its results are unknown: it is run again
+        return None  # results unknown: run it again
     reason = f"done already (step {summary['step']}); skip_finished=false runs it again"
     return RunDecision("finished", path, reason, results=summary["results"])
 
 
-# --- the batch of a run that resumes ----------------------------------------------------------------------------------
+# --- the batch of a resumed run ---------------------------------------------------------------------------------------
 
 
 def accumulation(config: RunConfig, decision: RunDecision) -> int:
-    """Micro-batches per step of this launch: `config.accumulation`, but for a run that resumes with another number of
-    processes, where each of them adds rows to the batch: the global batch is the run's. Only reads.
+    """Micro-batches per step of this launch: `config.accumulation`, unless a run whose batch size is set per process
+    resumes with another number of processes: then what keeps its global batch. Only reads.
 
-    Raises: UsageError where so many processes cannot make up the batch, or the checkpoint is damaged.
+    Raises: UsageError if the processes cannot add up to that batch, or the checkpoint is damaged.
     """
     keys = config.BATCH_KEYS
     if not decision.resumes or decision.checkpoint is None or not keys:
@@ -200,7 +200,7 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
     recorded = manifest.get("extra", {}).get("batch_rows")
     rows = _rows_before(decision.path, manifest, keys) if recorded is None else recorded
     if type(rows) is not int or any(manifest["config"].get(key) != getattr(config, key) for key in keys):
-        return config.accumulation  # of an earlier version, or another batch is asked for
+        return config.accumulation  # an older checkpoint, or the config sets another batch
     ranks, each = world_size(), int(getattr(config, keys[0]))
     pieces, left = divmod(rows, each * ranks)
     if left:
@@ -217,9 +217,9 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
 
 
 def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str]) -> int | None:
-    """The batch of a checkpoint from before it was recorded, by its config and the number of processes of then."""
+    """The global batch of a checkpoint that does not record it, from its config and the number of processes then."""
     environment, config = read_json(folder / "environment.json"), manifest.get("config", {})
-    if isinstance(rows := environment.get("batch_rows"), int):  # resumed since, without a further checkpoint
+    if isinstance(rows := environment.get("batch_rows"), int):  # a later resume recorded it, but saved no checkpoint
         return rows
     factors: list[Any] = [environment.get("world_size"), *(config.get(key) for key in keys)]
     if not all(type(factor) is int and factor > 0 for factor in factors):

@@ -1,6 +1,6 @@
-"""The run directory: a decision is carried out by opening it; what is written into it; whether it still is there.
+"""The run directory: carrying out a decision by opening it, writing its files, checking that it still exists.
 
-Rank 0 alone has one open, locked for the life of the process.
+Only rank 0 opens it, and holds its lock for the life of the process.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class RunDirectory:
 
     path: Path
     decision: RunDecision
-    """What was carried out."""
+    """The decision that was carried out."""
     message: str = ""
-    """The line that was printed about it."""
+    """The line printed about it."""
     _lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
     _status: dict[str, Any] = field(default_factory=dict, repr=False)
-    _identity: dict[str, Any] = field(default_factory=dict, repr=False)  # to be written by write_config
-    _folder: int | None = field(default=None, repr=False)  # descriptor: the directory itself, wherever it is moved
+    _identity: dict[str, Any] = field(default_factory=dict, repr=False)  # for write_config to write
+    _folder: int | None = field(default=None, repr=False)  # file descriptor: follows the directory if it is moved
     _before: dict[str, Any] = field(default_factory=dict, repr=False)  # status.json as this process found it
 
     def write_config(self, unresolved: str, resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
-        """config.yaml (text with interpolations), config.resolved.yaml (and its link), overrides.txt.
+        """Write config.yaml (text with interpolations), config.resolved.yaml (and its link), overrides.txt.
 
-        Call it once the state is loaded: a resume that changed keys has its new identity kept from here on.
+        Call it once the state is loaded: from here on a resume with changed keys has its new identity.
         """
         if self._identity:
             atomic_write_json(self.path / "identity.json", self._identity)
@@ -64,18 +64,18 @@ class RunDirectory:
         atomic_write_text(self.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """environment.json (`engine.run.environment.describe_environment`)."""
+        """Write environment.json (`engine.run.environment.describe_environment`)."""
         atomic_write_json(self.path / "environment.json", environment)
 
     def write_summary(self, primary: Mapping[str, Any] | None, **more: Any) -> None:
-        """summary.json: {"name", "value", "goal"} of the primary metric, then `more`. Not finite -> null."""
+        """Write summary.json: {"name", "value", "goal"} of the primary metric, then `more`. Not finite -> null."""
         head = dict(primary) if primary else {"name": None, "value": None, "goal": None}
         atomic_write_json(self.path / "summary.json", finite({**head, **more}))
 
     def set_status(self, state: str, **fields: Any) -> None:
-        """status.json: state, pid, step, exit_code, message, time, more `fields`; the step is remembered.
+        """Write status.json: state, pid, step, exit_code, message, time, more `fields`; the last step set is kept.
 
-        What this process found stays where it is refused on a finished run.
+        A launch refused on a finished run leaves that run's status unchanged.
         Raises: ValueError on a state that is none of STATES.
         """
         if state not in STATES:
@@ -86,7 +86,7 @@ class RunDirectory:
             head = {"state": state, "pid": os.getpid(), "step": self._status.get("step")}
             self._status = {**head, "exit_code": None, "message": None, "time": now(), **fields}
         status = finite(self._status)
-        if self._folder is None or self.is_there():
+        if self._folder is None or self.exists():
             return atomic_write_json(self.path / "status.json", status)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with contextlib.suppress(FileNotFoundError):  # removed: there is no file to write
@@ -94,27 +94,27 @@ class RunDirectory:
             with open(handle, "w", encoding="utf-8") as stream:
                 stream.write(json.dumps(status, indent=2) + "\n")
 
-    def is_there(self) -> bool:
-        """Whether `path` still is the directory that was opened, and the run's files are in it."""
+    def exists(self) -> bool:
+        """Whether `path` is still the directory that was opened, with the run's files in it."""
         try:
             same = self._folder is None or os.path.samestat(os.stat(self.path), os.fstat(self._folder))
             os.stat(self.path / "identity.json")
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:  # a file server that does not answer is not proof
+        except OSError:  # a file server that does not respond proves nothing
             return True
         return same
 
-    def require_there(self) -> None:
-        """Raises: RunFailure when the directory was removed or renamed: what is written now would be lost."""
-        if not self.is_there():
+    def require_exists(self) -> None:
+        """Raises: RunFailure if the directory was removed or renamed: further writes would be lost."""
+        if not self.exists():
             raise RunFailure(
                 f"the run directory {self.path} was removed or renamed during the run: put it back, and the "
                 "same command resumes from its last checkpoint"
             )
 
     def close(self) -> None:
-        """Give the lock back (the end of the process does it as well)."""
+        """Release the lock (the end of the process does so as well)."""
         self._lock.close()
         if self._folder is not None:
             os.close(self._folder)
@@ -125,12 +125,12 @@ class RunDirectory:
 
 
 def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDirectory:
-    """Lock the directory of `decision` (None: resolve it now), carry the decision out, and print what was done.
+    """Lock the directory of `decision` (None: decide now), carry the decision out, and print what was done.
 
-    Another launch may have come between the decision and the lock, so the directory is judged again under the lock,
-    and that judgement counts. A run in the way is renamed `<path>.1` (the next free number).
+    Another launch may have come between the decision and the lock, so it is decided again under the lock, and that
+    decision counts. A run in the way is renamed `<path>.1` (the next free number).
 
-    Raises: UsageError: a live process in the directory (names its pid), or whatever `resolve_run` refuses.
+    Raises: UsageError for a directory in use by a live process (names its pid), or whatever `resolve_run` refuses.
     """
     try:
         decision, moved = decision or resolve_run(request), ""
@@ -146,16 +146,16 @@ def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDir
 def _carry_out(
     request: RunRequest, decision: RunDecision, moved: str, held: contextlib.ExitStack
 ) -> tuple[RunDirectory | None, RunDecision, str]:
-    """The open run; or None, and what to do now: a run has been set aside, or the disk has changed.
+    """One attempt: the open run; or None and the next decision, if a run was set aside or the disk has changed.
 
-    `held` is the lock on the directory; `moved` names the run that has been set aside for this one, and its new place.
+    `held` is the lock on the directory; `moved` is text on the runs set aside so far for this one.
     """
     path = decision.path
     require_own(path)
     if decision.action in ("resume", "restart"):
         clear_leftovers(path)
         CheckpointStore(path, request.entry).recover()
-        if not is_set_aside(path):  # killed on the way to being set aside, and resumed all the same
+        if not is_set_aside(path):  # a kill interrupted setting it aside, and now it is resumed instead
             (path / SET_ASIDE).unlink(missing_ok=True)
     current = resolve_run(request)
     if (current.action, current.path) != (decision.action, path):
@@ -173,7 +173,7 @@ def _carry_out(
     elif current.action == "restart":
         for name in METRIC_FILES:
             truncate_to(path / name, 0)
-    elif not request.same(path):
+    elif not request.matches(path):
         identity = identity_file(request, known=stored.get("config") or {})
     run = RunDirectory(
         path,
@@ -211,17 +211,17 @@ def _lock(path: Path) -> contextlib.ExitStack:
 
 
 def record_refusal(request: RunRequest, *, state: str, **fields: Any) -> None:
-    """Leave status.json for a launch that ended before it had its directory: a job runner reads it.
+    """Write status.json for a launch that ended before it opened its directory: a job runner reads it.
 
-    Written only where nothing else lies, or into an unfinished run of the same identity that no process holds.
+    Written only into an empty directory, or into an unfinished run of the same identity that no process has locked.
     """
     path = request.path
     try:
-        if contents(path) and (not request.same(path) or is_finished(path)):
+        if contents(path) and (not request.matches(path) or is_finished(path)):
             return
         path.mkdir(parents=True, exist_ok=True)
         with _lock(path) as held:
             require_own(path)
             RunDirectory(path, RunDecision("new", path, ""), _lock=held).set_status(state, **fields)
-    except (OSError, UsageError):  # what refused the launch is what the user has to read
+    except (OSError, UsageError):  # the user should see the error that refused the launch, not this one
         return

@@ -1,7 +1,7 @@
-"""What surrounds a run: versions, machine, source revision and data, written beside the results; the process above it.
+"""The environment of a run: versions, machine, source revision and data, kept with its results; its parent process.
 
-A run and the process that started it (`launcher/`) talk through the environment. A parent names a file for the run's
-directory; a sweep also names the job, which makes a process a job of a sweep.
+A run and the process that started it (`launcher/`) communicate through environment variables. A parent names a file
+into which the run writes its directory; a sweep also sets a suffix, which marks a process as a job of a sweep.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.io import atomic_write_text
 from engine.run.files import read_json
 
 SOURCE = Path(__file__).resolve().parents[2]
-LONGEST_DIFF = 1_000_000  # characters; longer diffs are of data files, which no reader needs here
+LONGEST_DIFF = 1_000_000  # characters; a longer diff contains data files, which nobody needs here
 
 
 def describe_environment(
@@ -32,8 +32,8 @@ def describe_environment(
     """JSON-ready facts: time, python, torch, numpy, all installed packages with their versions, platform, cpu_count,
     accelerators, command, git, data cards.
 
-    "git" is None when `source` is not a git checkout (or git is not installed), else {"commit", "diff",
-    "untracked"}, the diff being against the commit. Environment variables are left out: they hold keys.
+    "git" is None if `source` is not a git checkout (or git is not installed), else {"commit", "diff", "untracked"},
+    the diff against that commit. Environment variables are left out: they may hold secrets.
     """
     import numpy
     import torch
@@ -57,32 +57,32 @@ def describe_environment(
 
 
 def _packages() -> dict[str, str]:
-    """Name -> version of what is installed, as pip freeze lists it."""
+    """Name -> version of the installed packages, as pip freeze lists them."""
     found: dict[str, str] = {}
     for each in distributions():
-        # An interrupted installation leaves folders without metadata: they have no name, or reading it fails.
+        # An interrupted installation leaves folders without metadata: no name, or an error at reading.
         with suppress(OSError, UnicodeDecodeError):
-            # `each.metadata` would parse the long descriptions, too: 50 ms a launch
+            # `each.metadata` would also parse the long descriptions: 50 ms per launch
             head = (each.read_text("METADATA") or each.read_text("PKG-INFO") or "").partition("\n\n")[0]
             facts = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE))
             if len(facts) == 2:
-                found.setdefault(facts["Name"], facts["Version"])  # the first on the path is what is imported
+                found.setdefault(facts["Name"], facts["Version"])  # the first one on the path is imported
     return dict(sorted(found.items()))
 
 
 DATA_MARKS = ("path", "content_hash", "metadata_hash")
-"""What a checkpoint itself keeps of each data card: it may be copied without its run."""
+"""Fields of each data card that a checkpoint keeps itself: it may be copied without its run."""
 
 
 def data_marks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The marks of these data cards, for a checkpoint."""
+    """The fields of the data cards that go into a checkpoint."""
     return [{key: card[key] for key in DATA_MARKS if key in card} for card in cards]
 
 
 def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """How the data set of the card `now` is not the one that a run trained on, in words; None where it is.
+    """How the data set of the card `now` differs from what a run trained on, as text; None if it does not.
 
-    What it trained on is in its checkpoint's manifest (`extra`; not of older runs) and in environment.json.
+    What the run trained on is in its checkpoint's manifest (`extra`; missing in older runs) and in environment.json.
     """
     for cards in (extra.get("data"), environment.get("data_cards")):
         for then in cards if isinstance(cards, list) else []:
@@ -96,7 +96,7 @@ def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: M
 
 
 def check_data(run: Path, extra: Mapping[str, Any], cards: Iterable[Mapping[str, Any]]) -> None:
-    """A run resumes with the data that it began with, wherever they lie now. `extra` is its checkpoint's.
+    """Check that a run resumes with the data it began with, wherever they are now. `extra` is its checkpoint's.
 
     Raises: UsageError that names what is new, changed or missing.
     """
@@ -131,7 +131,7 @@ def _git_state(source: Path) -> dict[str, Any] | None:
 
 
 def _git(source: Path, *arguments: str) -> str | None:
-    """Output of a reading git command, None when it fails. Takes no index lock and asks nothing."""
+    """Output of a read-only git command, None if it fails. Takes no index lock and never prompts."""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_PAGER": "cat"}
     try:
         done = subprocess.run(
@@ -151,14 +151,14 @@ def _git(source: Path, *arguments: str) -> str | None:
 
 
 REPORT = "LOOPFORGE_JOB_REPORT"
-"""The file into which a run writes its run directory, for its parent."""
+"""The file into which a run writes the path of its run directory, for its parent."""
 SUFFIX = "LOOPFORGE_JOB_SUFFIX"
-"""Set for each job of a sweep: appended to a run name that is made of the identity, to show what was swept."""
+"""Set for each job of a sweep: appended to a default run name (made of the identity) to show what was swept."""
 SWEEP = "LOOPFORGE_SWEEP"
 """Set in the process of a sweep and in its workers: the folder to which its jobs report."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 SET_FULL_ERROR = "LOOPFORGE_SET_FULL_ERROR"
-"""Set when FULL_ERROR was set by us and not by the user: a child does not inherit it."""
+"""Set if FULL_ERROR was set by us and not by the user: a child process does not inherit it."""
 
 
 def is_sweep_job() -> bool:
@@ -167,6 +167,6 @@ def is_sweep_job() -> bool:
 
 
 def report_run_dir(run_dir: Path) -> None:
-    """Tell the parent which run directory this process uses. Nothing where no parent asked for it."""
+    """Write the run directory of this process for its parent, if that has named a file."""
     if REPORT in os.environ:
         atomic_write_text(os.environ[REPORT], str(run_dir.resolve()))

@@ -1,4 +1,4 @@
-"""Small readers and writers of a run directory's files: JSON, YAML, line files."""
+"""Readers and writers of a run directory's files: JSON, YAML, line files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.io import atomic_write_text, print_rank0
 
 
 def read_identity(run: Path, entry: str) -> dict[str, Any]:
-    """identity.json of a run, {} where there is none. Raises: UsageError: the run is of another script than `entry`."""
+    """identity.json of a run, {} if there is none. Raises: UsageError if another script than `entry` wrote it."""
     stored = read_json(run / "identity.json")
     if stored and stored.get("entry") != entry:
         raise UsageError(f"{run} is a run of {stored.get('entry')}.py, not of {entry}.py")
@@ -26,7 +26,7 @@ def read_identity(run: Path, entry: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} when there is none or it is damaged."""
+    """The JSON object in `path`, {} if it is missing or damaged."""
     try:
         value = reading.read_json(path)
     except (OSError, reading.Unreadable):
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file that `write_yaml` wrote, {} when there is none or it is damaged."""
+    """The mapping in a YAML file of `write_yaml`, {} if it is missing or damaged."""
     try:
         value = yaml.safe_load(reading.read_yaml(path))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
@@ -44,14 +44,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether the run ended well. A "running" whose process is gone (kill -9) is not finished."""
+    """Whether the run completed. A "running" whose process is gone (kill -9) is not finished."""
     return read_json(path / "status.json").get("state") == "done"
 
 
 def truncate_to(path: Path, size: int) -> int:
-    """Cut a line file back to `size` bytes and drop a half-written last line; returns the bytes that remain.
+    """Truncate a line file to `size` bytes and drop a partial last line; return the bytes that remain.
 
-    A file that is missing or already shorter (lines lost with the machine's power) is kept, with a warning.
+    A file that is missing or already shorter (lines lost in a power failure) is kept, with a warning.
     """
     if not path.exists():
         if size:
@@ -62,7 +62,7 @@ def truncate_to(path: Path, size: int) -> int:
         print_rank0(f"warning: {path} has {present} bytes instead of {size} at the checkpoint: some lines are lost")
     with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as stream:
         end = min(size, present)
-        while end > 0:  # back to just behind the last line end
+        while end > 0:  # back to just after the last newline
             begin = max(0, end - 65536)
             stream.seek(begin)
             newline = stream.read(end - begin).rfind(b"\n")
@@ -86,7 +86,7 @@ def now() -> str:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as null, for readers that know strict JSON only."""
+    """Replace NaN and infinities by None, for readers of strict JSON."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -95,7 +95,7 @@ def finite(value: Any) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """YAML that every reader types alike: text such as `1e-4`, a number to OmegaConf, is quoted."""
+    """YAML that all readers type the same: text such as `1e-4`, a number to OmegaConf, is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -111,5 +111,5 @@ _Dumper.add_multi_representer(PurePath, lambda dumper, path: _text_node(dumper, 
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """YAML that `yaml.safe_load` reads back with the same types (1e-5 stays a float), keys in order."""
+    """Write YAML that `yaml.safe_load` reads back with the same types (1e-5 stays a float), keys in order."""
     atomic_write_text(path, yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True))

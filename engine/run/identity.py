@@ -1,7 +1,7 @@
-"""What makes two runs the same experiment: the config, less what may differ from launch to launch.
+"""The identity of a run: its config without the keys that may differ between launches of the same experiment.
 
-Configs may be older than a key: a schema's BEFORE has, for each key that came later, what a run did that does not set
-it: a value, or the value of another key, written `${key}`. Such a run keeps doing that.
+A stored config may be older than a key: a schema's BEFORE has, for each key added later, what a run without it did: a
+value, or the value of another key, written `${key}`. Such a run keeps that behaviour.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from engine.schema import plain, with_defaults
 
 UNSET = "not set"
 CLASSES = {"arch.loss": "losses", "arch": "models"}
-"""Blocks whose `name` chooses the class that declares their keys -> its slot."""
+"""Blocks whose `name` selects the class that declares their keys -> registry slot of that class."""
 
 
 def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[str, Any]:
-    """The resolved `config` less the dotted keys `without`: what makes two runs the same experiment.
+    """The resolved `config` without the dotted keys `without`: equal for two runs of the same experiment.
 
     1.0 becomes 1, so that `lr=1` and `lr=1.0` are the same run.
     """
-    gone = set(without)
+    dropped = set(without)
 
-    def kept(node: Any, place: str) -> Any:
+    def normalise(node: Any, place: str) -> Any:
         if isinstance(node, Mapping):
             inner = {str(key): (value, f"{place}.{key}" if place else str(key)) for key, value in node.items()}
-            return {key: kept(value, below) for key, (value, below) in inner.items() if below not in gone}
+            return {key: normalise(value, below) for key, (value, below) in inner.items() if below not in dropped}
         if isinstance(node, list | tuple):
-            return [kept(item, f"{place}[]") for item in node]
+            return [normalise(item, f"{place}[]") for item in node]
         return int(node) if isinstance(node, float) and node.is_integer() else node
 
-    identity: dict[str, Any] = kept(config, "")
+    identity: dict[str, Any] = normalise(config, "")
     return identity
 
 
 def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
-    """The keys in which `config` (of a schema) differs from a `stored` one so that weights may not fit, in words.
+    """Text on the keys of `config` (a schema's instance) that differ from a `stored` one, so that weights may not fit.
 
-    The architecture's own keys come first; others that make another experiment count where none of those differs.
-    None where nothing differs: the file itself is to blame then.
+    Keys of the architecture if any differ, else other keys of the identity. None if nothing differs: then the file
+    itself is at fault.
     """
     schema = type(config)
     same_shape = getattr(schema.NESTED_SCHEMAS.get("arch"), "NOT_SHAPE", ())
     without = {*schema.NOT_IDENTITY, *(f"arch.{key}" for key in same_shape)}
     then, now = (identity_of(tree, without=without) for tree in (stored, plain(config)))
     changed = {key: pair for key, pair in _differences(then, now) if UNSET not in pair or key.startswith("arch.")}
-    if "arch.name" in changed:  # another class has other keys altogether
+    if "arch.name" in changed:  # another class has entirely different keys
         changed = {"arch.name": changed["arch.name"]}
     shown = [key for key in changed if key.startswith("arch.")] or [*changed]
     if not shown:
@@ -63,13 +63,13 @@ def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
 
 
 def changes(stored: Mapping[str, Any], identity: Mapping[str, Any], limit: int = 4) -> str:
-    """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: where two identities differ."""
+    """Text on where two identities differ: `lr 0.1 -> 0.2, arch.depth 2 -> 3`."""
     words = ["{} {} -> {}".format(key, *map(_in_words, pair)) for key, pair in _differences(stored, identity)]
     return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
 
 
 def _differences(then: Any, now: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """(dotted key, its two values); a block that one side lacks counts once. A key that is null may be left out."""
+    """Yield (dotted key, its two values); a block missing on one side counts once. Null equals a missing key."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*now, *then]):
             yield from _differences(then.get(key, UNSET), now.get(key, UNSET), f"{place}.{key}" if place else key)
@@ -84,18 +84,18 @@ def _in_words(value: Any) -> str:
 
 
 def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iterable[str]) -> dict[str, Any]:
-    """`ours` as a run has it whose stored identity is `known`: without the `later` keys that `known` lacks."""
+    """`ours` without the `later` keys that `known`, the stored identity of an older run, lacks."""
     return identity_of(ours, without=[key for key in later if known and not has_key(known, key)])
 
 
 def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:
-    """`identity` with the default of every key that it does not set, and without those that count no longer.
+    """`identity` with the defaults of all keys that it does not set, and without keys that no longer count.
 
-    Two identities are held against each other in this form: what a run leaves to a default is the same run as what
-    sets that value, and an identity that was stored before a key was declared is still known.
+    Identities are compared in this form: leaving a key to its default equals setting that value, and identities stored
+    before a key was declared still match.
     """
     full = with_defaults(schema, identity)
-    for key in schema.BEFORE:  # without one of these a run did something else than the default of today
+    for key in schema.BEFORE:  # without one of these keys a run did something other than today's default
         if key not in identity:
             full.pop(key, None)
     arch = full.get("arch")
@@ -111,7 +111,7 @@ def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
     try:
         chosen: Any = resolve(str(block.get("name")), CLASSES[root], f"{root}.name")
         return with_defaults(chosen.Config, block)
-    except (UsageError, ImportError, AttributeError, TypeError):  # the class is gone: compared as it stands
+    except (UsageError, ImportError, AttributeError, TypeError):  # the class no longer exists: compared as it is
         return dict(block)
 
 
@@ -128,12 +128,12 @@ def has_key(config: Any, key: str) -> bool:
 
 
 def value_before(value: Any, config: Mapping[str, Any]) -> Any:
-    """A value of `before`, its reference replaced by the resolved `config`'s value."""
+    """A value of `before`, with a reference replaced by the resolved `config`'s value."""
     return value if (other := _reference(value)) is None else config.get(other)
 
 
 def as_written(value: Any, text: Any, config: Mapping[str, Any]) -> Any:
-    """A value of `before` for the unresolved `text`: a reference to what only the defaults set is resolved."""
+    """A value of `before` for the unresolved config `text`: a reference to a key not in `text` is resolved."""
     other = _reference(value)
     return value if other is None or has_key(text, other) else value_at(config, other)
 
@@ -144,13 +144,13 @@ def values_before(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 
 def complete(config: DictConfig, before: Mapping[str, Any]) -> None:
-    """Put the keys that an unresolved stored config lacks into it, references as they are; retired ones leave it."""
+    """Add the keys of `before` that an unresolved stored config lacks, references as they are; remove retired keys."""
     for key in RETIRED:
         config.pop(key, None)
     plain = OmegaConf.to_container(config, resolve=False)
     for key, value in before.items():
         other = _reference(value)
         block, dot, _ = key.rpartition(".")
-        stands = has_key(plain, key) or (dot and not has_key(plain, block))  # or there is nothing to put it into
-        if not stands and (other is None or other in config):
+        skip = has_key(plain, key) or (dot and not has_key(plain, block))  # set, or its block is missing
+        if not skip and (other is None or other in config):
             OmegaConf.update(config, key, value)

@@ -1,4 +1,4 @@
-"""From a checked config to a finished run: the decision about the run, device, task, then a `Session`.
+"""From a checked config to a finished run: decide about the run, choose the device, build the task, run a `Session`.
 
 `run` is what an entry script's `launch` calls.
 """
@@ -21,7 +21,7 @@ from engine.run.decision import RunDecision, accumulation, decide_run
 from engine.run.directory import RunDirectory, open_run, record_refusal
 from engine.run.environment import report_run_dir
 from engine.run.request import request_of
-from engine.run.session import Compare, Session, how_it_ended
+from engine.run.session import Compare, Session, final_status
 from engine.run.stored import from_source
 from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
@@ -33,12 +33,12 @@ Check = Callable[[Any], Mapping[str, Any] | None]
 def run(
     config: RunConfig, build: Build, *, entry: str, check: Check | None = None, compare: Compare | None = None
 ) -> dict[str, float | None]:
-    """Train by `config`, in its run directory, from its checkpoint where there is one.
+    """Train as `config` says in its run directory, from its checkpoint if there is one.
 
-    `check(config)` reads what only the script's own classes can judge (architecture, loss, evaluators, the path from
+    `check(config)` validates what only the script's own classes know (architecture, loss, evaluators, the path from
     command to model), so that a mistake there is refused before a run directory is made or data are read. The signature
-    that it returns is kept as path_signature.json; at a resume `compare(stored, new)` returns what makes the two
-    different experiments, and what a reader should know.
+    that it returns is kept as path_signature.json; at a resume `compare(stored, new)` returns two lists: what makes the
+    two different experiments, and other changes to warn of.
 
     Returns the last evaluation. Raises UsageError, RunFailure or Interrupted, once status.json has recorded it.
     """
@@ -47,7 +47,7 @@ def run(
         device = choose_device(config.device).device
         check_attention(config.attention, device)
         check_step_graph(config.step_graph, device)
-        # Nothing on disk is touched (a finished run set aside, e.g.) before data and model are known to be usable.
+        # Nothing on disk is changed (a finished run set aside, e.g.) before data and model are known to be usable.
         decision = on_main(lambda: decide_run(config, entry))
         if decision.source is not None:
             config = from_source(config, decision.source)
@@ -58,11 +58,11 @@ def run(
         request = request_of(config, entry)
         try:
             signature = check(config) if check is not None else None
-            pieces = on_main(lambda: accumulation(config, decision))
-            runtime = replace(make_runtime(config, stop=stop, silent=True), accumulation=pieces)
+            micro_batches = on_main(lambda: accumulation(config, decision))
+            runtime = replace(make_runtime(config, stop=stop, silent=True), accumulation=micro_batches)
             try:
                 plan = build(config, runtime)
-            finally:  # that data stand in for others is the first line of all
+            finally:  # printed after `build`, whose warning of stand-in data should be the first line
                 print_device(config)
             check_early_stop(config, plan)
             if decision.starts_fresh and plan.start is not None:
@@ -74,7 +74,7 @@ def run(
             if decision.branch is not None:
                 session.load(decision.branch, branches=True)
         except BaseException as error:
-            state, fields = how_it_ended(error)
+            state, fields = final_status(error)
             if is_main() and under_torchrun():
                 record_refusal(request, state=state, **fields)
                 report_run_dir(request.path)
@@ -95,6 +95,6 @@ def run(
             results = session.train(runtime)
             session.finished(results)
         except BaseException as error:
-            session.ended(error)
+            session.record_error(error)
             raise
         return results

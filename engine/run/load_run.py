@@ -1,8 +1,8 @@
-"""A run read back from a checkpoint: its model, for evaluation, sampling and drawing, or its whole state, for a resume.
+"""Loads a run from a checkpoint: its model, for evaluation, sampling and plots, or its whole state, for a resume.
 
 A model is rebuilt by its family's own `build`. A training state is compared with what this run expects before any of it
-is used: checksums prove that a file is what was written, not that we wrote it. A state with the right sums may still
-lack keys, or hold lists for numbers or a step below zero.
+is used: checksums prove that a file is unchanged since it was written, not that this program wrote it. A state with
+valid checksums may still lack keys, or have lists instead of numbers or a negative step.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class OpenedCheckpoint:
     checkpoint: Checkpoint
     run_dir: Path
     weights: str
-    """ema or raw: what was loaded (raw where the run keeps no average)."""
+    """ema or raw: which weights were loaded (raw if the run keeps no average)."""
 
 
 def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
-    """What `path` names: a run directory's latest checkpoint, a checkpoint, or a link to one.
+    """The checkpoint that `path` names: the latest one of a run directory, a checkpoint itself, or a link to one.
 
-    Raises: UsageError where there is none, or a damaged one (`checksums`: every byte is examined).
+    Raises: UsageError if there is none or it is damaged (`checksums`: every byte is checked).
     """
     folder = Path(path)
     if folder.name == "checkpoints" and not (folder / "manifest.json").exists() and not runs_below(folder):
@@ -79,7 +79,7 @@ def read_config(
 def family_function(path: str | Path, part: str, name: str) -> Callable[..., Any]:
     """The function `name` of the module `part` in the folder of the family that wrote the checkpoint `path`.
 
-    Raises: UsageError: no checkpoint there, or one of a family without such a function.
+    Raises: UsageError if there is no checkpoint, or its family has no such function.
     """
     checkpoint = find_checkpoint(path)
     family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
@@ -119,17 +119,17 @@ def open_checkpoint(
     return OpenedCheckpoint(plan, config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)
 
 
-# --- the state of a run that resumes ----------------------------------------------------------------------------------
+# --- the state of a resumed run ---------------------------------------------------------------------------------------
 
 
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError)
-"""What a state of another form raises where it is used."""
+"""What loading a malformed state may raise."""
 
 LARGEST = 1 << 53
-"""Steps and counts beyond it are not counts."""
+"""Larger steps and counts are not plausible."""
 
 LOOSE = ("state.trainer.skipped",)
-"""Tensors of which older versions kept more numbers: their owner decides which it takes."""
+"""Tensors that were longer in older versions: their owner decides which values to use."""
 
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_size: int) -> None:
@@ -160,9 +160,9 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_siz
 
 
 def misfit(stored: Any, own: Any, place: str) -> str | None:
-    """What in `stored` is of another kind than in the run's own state, None if nothing is.
+    """The first place where `stored` has another type or shape than the run's own state, as text, or None.
 
-    Keys of which the fresh state knows nothing yet (an open window, moments) are for their owners to judge.
+    Keys that the fresh state does not have yet (an open window, moments) are left to their owners.
     """
     own = own.tensor if isinstance(own, RowSharded) else own
     if isinstance(own, Mapping):
@@ -190,7 +190,7 @@ def misfit(stored: Any, own: Any, place: str) -> str | None:
 
 
 def _wrong_step(state: Mapping[str, Any], step: int) -> str | None:
-    """The steps that the state names are those of the checkpoint; results are numbers."""
+    """A fault if the steps in the state are not the checkpoint's, or results are not numbers; else None."""
     trainer, task = state.get("trainer"), state.get("task")
     if not isinstance(trainer, Mapping) or not isinstance(task, Mapping):
         return "state has no block trainer or task"

@@ -1,4 +1,4 @@
-"""One process's part in a run: its state read back, its files, what the trainer calls, and how it ends."""
+"""One process's part in a run: loading state, writing files, the trainer's callbacks, and the end of the run."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from engine.task import Evaluation, Runtime, TrainingPlan
 
 SIGNATURE = "path_signature.json"
 LARGE = 256 << 20
-"""Bytes of a model whose checkpoints are written beside the training, where the config leaves it open."""
+"""Model size in bytes from which checkpoints are written in the background, unless the config sets it."""
 Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
 
 
-def how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
-    """status.json's state, exit code and message for an error that ends the run."""
+def final_status(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """The state, exit code and message in status.json for an error that ends the run."""
     error = disk_fault(error) or error
     states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
     state = states.get(type(error), "failed")
@@ -47,7 +47,7 @@ def how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
 
 
 class Session(Hook):
-    """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
+    """One process's part in a run: set up by `run`, called by the trainer as a hook and to save, then finished."""
 
     def __init__(self, config: RunConfig, entry: str, plan: TrainingPlan, runtime: Runtime, stop: StopSignal) -> None:
         self.config, self.entry, self.plan = config, entry, plan
@@ -65,16 +65,16 @@ class Session(Hook):
         self.checkpoint: Checkpoint | None = None
         self.directory: RunDirectory | None = None
         self.signature: Mapping[str, Any] = {}
-        self.began, self.last_check = time.time(), time.monotonic()
+        self.start_time, self.last_check = time.time(), time.monotonic()
         self.first_step = 0
         self.saved_step = -1
-        """That of the newest checkpoint that this process has written."""
+        """The step of the newest checkpoint that this process has written."""
         self.over = False
 
-    # Setting up. What can be refused is refused before the directory is entered, or leaves it as it was.
+    # Set-up. A launch is refused before it enters the directory, or leaves that unchanged.
 
     def load(self, path: Path, *, branches: bool) -> None:
-        """The state of the checkpoint `path`; one that a new run `branches` off from owns no evaluation yet."""
+        """Load the state of the checkpoint `path`; a new run that `branches` off from it has no evaluations yet."""
         on_main(lambda: load_checkpoint(path).path)  # rank 0 verifies every byte before anything is used
         self.checkpoint = checkpoint = load_checkpoint(path, checksums=False)
         if checkpoint.entry != self.entry:
@@ -88,7 +88,7 @@ class Session(Hook):
             trainer.seconds = trainer.logged_seconds = trainer.cpu_seconds = 0.0
 
     def enter(self, decision: RunDecision, directory: RunDirectory | None) -> None:
-        """From here on there is a run directory (on rank 0 in hand)."""
+        """From here on there is a run directory (open on rank 0)."""
         self.decision, self.directory = decision, directory
         self.store = CheckpointStore(decision.path, self.entry)
 
@@ -108,7 +108,7 @@ class Session(Hook):
         return trainer.fit()
 
     def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
-        """Rank 0: hold the signature of what runs against that of the run that resumes."""
+        """On rank 0: compare the signature of this launch with that of the run it resumes."""
         self.signature = dict(signature)
         if self.decision.resumes and signature:
             different, notable = compare(read_json(self.decision.path / SIGNATURE), dict(signature))
@@ -123,7 +123,7 @@ class Session(Hook):
                 print_rank0(f"warning: this run took another path, {line}")
 
     def _prepare_files(self) -> None:
-        """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""
+        """Called late, so that a refused resume, or one that trains nothing, leaves the stored config unchanged."""
         assert self.directory is not None
         resumes, trainer, source = self.decision.resumes, self.trainer, source_of(self.config)
         sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and resumes else {}
@@ -135,11 +135,11 @@ class Session(Hook):
         if self.signature:
             atomic_write_json(self.decision.path / SIGNATURE, self.signature)
         self.directory.write_config(source.yaml, source.resolved, source.overrides)
-        about = describe_environment(data_cards=self.plan.cards)
-        self.directory.write_environment({**about, "batch_rows": self.plan.batch_rows})
+        environment = describe_environment(data_cards=self.plan.cards)
+        self.directory.write_environment({**environment, "batch_rows": self.plan.batch_rows})
 
     def _update_links(self, *, prune: bool) -> None:
-        """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""
+        """After a checkpoint: update the documented links, and remove checkpoints that are no longer kept."""
         named = {"best": self.store.best(), "latest": self.store.latest()}
         for name, which in self.plan.links.items():
             if (target := named.get(which, self.store.folder / which)) is not None and target.is_dir():
@@ -150,16 +150,16 @@ class Session(Hook):
     # Called by the trainer.
 
     def after_step(self, trainer: Trainer) -> None:
-        """Rank 0, about once a second: the run directory still is there."""
+        """On rank 0, about once a second: check that the run directory still exists."""
         if self.directory is not None and time.monotonic() - self.last_check > 1.0:
-            self.directory.require_there()
+            self.directory.require_exists()
             self.last_check = time.monotonic()
 
     def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
-        """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
+        """On rank 0: write the files of the plan's report. A full disk is a warning."""
         if self.directory is None or trainer.plan.report is None:
             return
-        self.directory.require_there()
+        self.directory.require_exists()
         early = trainer.evaluations.early_stop
         best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
         evaluation = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
@@ -174,10 +174,10 @@ class Session(Hook):
     def save(self, trainer: Trainer, why: str) -> None:
         """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run.
 
-        A large one of a run that continues is copied, and written beside the next steps. At a signal the step may have
-        its checkpoint already.
+        While the run continues, a large one is copied and written in the background. At a signal the step may already
+        have its checkpoint.
         """
-        # The state is gathered by all ranks; what follows is rank 0's.
+        # All ranks gather the state; rank 0 writes it.
         state = gather_tree(trainer.state_dict(), all_gather_rows)
         averaged = averaged_weights(trainer.module, trainer.ema, trainer.optimizers)
         weights = trainer.reducer.gather({"model": trainer.module.state_dict(), "ema": averaged})
@@ -185,7 +185,7 @@ class Session(Hook):
         def write() -> None:
             assert self.directory is not None
             self.writer.wait()
-            self.directory.require_there()
+            self.directory.require_exists()
             if why == "signal" and self.saved_step == trainer.step:
                 return
             metrics_file = self.decision.path / "metrics.jsonl"
@@ -202,9 +202,10 @@ class Session(Hook):
                     **_stand_in(trainer.plan),
                 },
             }
-            asked, size = self.config.checkpoint_background, sum(tensor.nbytes for tensor in weights["model"].values())
-            if why == "step" and (size >= LARGE if asked is None else asked):
-                with suppress(MemoryError, RuntimeError):  # no room for a copy: written at once
+            setting = self.config.checkpoint_background
+            large = sum(tensor.nbytes for tensor in weights["model"].values()) >= LARGE
+            if why == "step" and (large if setting is None else setting):
+                with suppress(MemoryError, RuntimeError):  # no memory for a copy: write it here and now
                     return self.writer.start(partial(self._write, trainer.step, why, copied(parts)))
             self._write(trainer.step, why, parts)
 
@@ -225,10 +226,10 @@ class Session(Hook):
     # The end.
 
     def finished(self, results: Mapping[str, float | None]) -> None:
-        """status done, summary.json, and where to find things."""
+        """Write summary.json and the status "done", and print the results."""
         if self.directory is None:
             return
-        self.directory.require_there()
+        self.directory.require_exists()
         plan, early = self.plan, self.trainer.evaluations.early_stop
         primary = {
             "name": plan.primary_metric,
@@ -236,7 +237,7 @@ class Session(Hook):
             "goal": plan.metric_mode,
         }
         before = read_json(self.decision.path / "summary.json")
-        idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
+        idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed without a step
         self.directory.write_summary(
             primary,
             step=self.trainer.step,
@@ -245,7 +246,7 @@ class Session(Hook):
             **_stand_in(plan),
             **({"splits": dict(plan.splits)} if plan.splits else {}),
             results=dict(results),
-            seconds=before.get("seconds") if idle else round(time.time() - self.began, 3),
+            seconds=before.get("seconds") if idle else round(time.time() - self.start_time, 3),
         )
         if self.trainer.stopped_early:
             print_rank0(
@@ -254,19 +255,19 @@ class Session(Hook):
             )
         self._status("done", step=self.trainer.step, exit_code=0)
         self.over = True
-        self.sinks.close()  # last: a server may keep one of them waiting
+        self.sinks.close()  # last: one of them may wait for a server
         for name, value in results.items():
             if value is not None and name.count("/") == 1:
                 print_rank0(f"{name:<28}{_shown(value)}")
-        print_rank0(f"done: {self.decision.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
+        print_rank0(f"done: {self.decision.path} (step {self.trainer.step}, {time.time() - self.start_time:.1f} s)")
 
-    def ended(self, error: BaseException) -> None:
-        """Record in status.json how the run ended; the error then reaches the command line."""
+    def record_error(self, error: BaseException) -> None:
+        """Record in status.json how `error` ended the run; the caller raises it again."""
         self.bar.end()
         if not isinstance(error, KeyboardInterrupt):
-            with suppress(Exception):  # `error` is the reason that counts
+            with suppress(Exception):  # the error to report is `error`
                 self.writer.wait()
-        state, fields = how_it_ended(error)
+        state, fields = final_status(error)
         if not self.over:
             self._status(state, **fields, step=self.trainer.step)
         self.sinks.close()
@@ -275,17 +276,17 @@ class Session(Hook):
         try:
             if self.directory is not None:
                 self.directory.set_status(state, **fields)
-        except OSError as error:  # a full disk must not hide the reason why the run ended
+        except OSError as error:  # a full disk must not hide why the run ended
             print_rank0(f"warning: status.json could not be written ({error.strerror})")
 
 
 def _shown(value: float) -> str:
-    """Four decimals; counts have none, and what would be 0.0000 keeps two digits."""
+    """Four decimals; none for counts, two significant digits for what would be 0.0000."""
     if abs(value) >= 1e4 or (abs(value) >= 100 and value % 1 == 0):
         return f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.2g}"
 
 
 def _stand_in(plan: TrainingPlan) -> dict[str, bool]:
-    """Kept with all results: the data are not those that their name promises."""
+    """The mark, kept with all results, of data that stand in for those that their name promises."""
     return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}

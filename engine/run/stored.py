@@ -1,7 +1,7 @@
-"""The config of a run from its config.yaml, a file that may come from anywhere, and what a resume makes of it.
+"""Reads the config of a run from its config.yaml, a file of unknown origin, and merges it with the command at a resume.
 
-`resume=true` takes the stored config, interpolations and all, as the base and puts the command line's values on top, so
-that `resume=true run_name=x` needs nothing else and a changed value reaches everything that was derived from it.
+`resume=true` takes the stored config, with interpolations, as the base and puts the command line's values on top, so
+that `resume=true run_name=x` needs nothing else and a changed value reaches everything derived from it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ from engine.run.identity import as_written, complete, has_key
 C = TypeVar("C", bound=RunConfig)
 
 LARGEST = 1 << 20
-"""Characters and values of a config once every interpolation is replaced by what it stands for."""
+"""Limit of characters and values of a config with all interpolations expanded."""
 _REFERENCE = re.compile(r"\$\{(?:oc\.select:)?(\.*)([A-Za-z_][\w.\[\]-]*)[},]")
 
 
 def stored_text(folder: Path) -> str:
-    """The text of `folder`/config.yaml, of which is known: it is a config with an origin, and it can be resolved in
-    reasonable time and memory.
+    """The text of `folder`/config.yaml, checked: a config of valid origin, resolvable in reasonable time and memory.
 
     Raises: UsageError that names the file and what is wrong with it.
     """
@@ -82,11 +81,11 @@ def stored_origin(text: str) -> dict[str, Any]:
 
 
 def interpolation_fault(config: Any) -> str | None:
-    """Why the interpolations of a plain, unresolved container cannot be resolved: they go in a circle, or each doubles
-    what the one before stands for. None if they can; names that lead nowhere are the resolver's to report.
+    """Why the interpolations of a plain, unresolved container cannot be resolved: they are circular, or grow
+    exponentially. None if they can; unknown names are left to the resolver.
     """
     sizes: dict[tuple[str, ...], int] = {}
-    under_way: set[tuple[str, ...]] = set()
+    active: set[tuple[str, ...]] = set()
 
     def at(place: tuple[str, ...]) -> Any:
         node = config
@@ -102,9 +101,9 @@ def interpolation_fault(config: Any) -> str | None:
     def size(node: Any, place: tuple[str, ...]) -> int:
         if place in sizes:
             return sizes[place]
-        if place in under_way:
+        if place in active:
             raise Unreadable(f"refers to itself at {'.'.join(place)}")
-        under_way.add(place)
+        active.add(place)
         total = 1
         if isinstance(node, Mapping):
             total += sum(size(value, (*place, str(key))) for key, value in node.items())
@@ -116,7 +115,7 @@ def interpolation_fault(config: Any) -> str | None:
                 steps = tuple(step for step in re.split(r"[.\[\]]", name) if step)
                 target = (*place[: len(place) - len(dots)], *steps) if dots else steps
                 total += size(at(target), target)
-        under_way.discard(place)
+        active.discard(place)
         if total > LARGEST:
             raise Unreadable(f"stands for more than {LARGEST:,} characters at {'.'.join(place)}")
         sizes[place] = total
@@ -131,7 +130,7 @@ def interpolation_fault(config: Any) -> str | None:
     return None
 
 
-# --- what a resume makes of it ----------------------------------------------------------------------------------------
+# --- the config of a resume -------------------------------------------------------------------------------------------
 
 
 def merge_for_resume(
@@ -141,12 +140,12 @@ def merge_for_resume(
     before: Mapping[str, Any] | None = None,
     declared: Collection[str] = (),
 ) -> DictConfig:
-    """Stored unresolved config with the command line's value overrides on top, unresolved.
+    """The stored, unresolved config with the command line's value overrides on top, unresolved.
 
     `groups` are further names of config groups (those of the new command's `ConfigSource.choices`); `before` is the
-    schema's BEFORE, for keys that the stored config is too old for. The `declared` keys may be missing in it: a sparse
-    recipe leaves them to their defaults.
-    Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
+    schema's BEFORE, for keys that the stored config is older than. It may lack `declared` keys: a sparse recipe leaves
+    them to their defaults.
+    Raises: UsageError for a changed group, a `~` deletion, a sweep, or a key that the stored config lacks.
     """
     config, choices = OmegaConf.create(stored_yaml), stored_origin(stored_yaml).get("choices", {})
     assert isinstance(config, DictConfig)
@@ -171,8 +170,8 @@ def _apply(
     if override.is_sweep_override():
         raise UsageError(f"{line}: a resumed run takes one value, not a sweep")
     if key in groups:
-        chosen, asked = choices.get(key), override.value()
-        if str(chosen) != str(asked) and not (chosen is None and asked is None):
+        chosen, requested = choices.get(key), override.value()
+        if str(chosen) != str(requested) and not (chosen is None and requested is None):
             was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
             raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
         return
@@ -192,19 +191,19 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     Raises:
         UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
     """
-    asked = source_of(config)
+    command = source_of(config)
     text = stored_text(folder)
     schema: Any = type(config)
     merged = merge_for_resume(
-        text, asked.overrides, groups=[*asked.choices, *groups], before=config.before, declared=keys_of(schema)
+        text, command.overrides, groups=[*command.choices, *groups], before=config.before, declared=keys_of(schema)
     )
-    merged.resume_from = config.resume_from  # this launch's, never where the run once began
+    merged.resume_from = config.resume_from  # this launch's, not the one that the run once started from
     header = text.partition("\n")[0] + "\n"
     resolved = resolved_container(merged)
     if run_dir is not None:  # a time-stamped name would resolve to a new time
         resolved["run_dir"] = str(run_dir)
     source = replace(
-        asked,
+        command,
         yaml=header + OmegaConf.to_yaml(merged, resolve=False),
         resolved=resolved,
         overlay=False,
@@ -213,8 +212,8 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     return from_source(config, source)
 
 
-def as_it_began(config: C, folder: Path) -> C:
-    """`config` with what the run in `folder` does where it is older than a key: it resumes as it began."""
+def with_old_behaviour(config: C, folder: Path) -> C:
+    """`config` with the behaviour that the run in `folder` has for keys that it is older than."""
     known = read_json(folder / "identity.json").get("config")
     ours = source_of(config).resolved
     later = [key for key in config.before if has_key(ours, key) and isinstance(known, dict) and not has_key(known, key)]
@@ -222,17 +221,17 @@ def as_it_began(config: C, folder: Path) -> C:
         return config
     stored = OmegaConf.to_container(OmegaConf.create(stored_text(folder)), resolve=False)
     text = OmegaConf.to_container(OmegaConf.create(source_of(config).yaml), resolve=False)
-    kept = {key: as_written(value_at(stored, key, config.before[key]), text, ours) for key in later}
-    return from_source(config, edited(source_of(config), kept))
+    values = {key: as_written(value_at(stored, key, config.before[key]), text, ours) for key in later}
+    return from_source(config, edited(source_of(config), values))
 
 
 def from_source(config: C, source: ConfigSource) -> C:
-    """`config` read again from `source` (itself, if that is where it came from)."""
+    """The config that `source` describes, of the class of `config` (`config` itself, if that is its source)."""
     return config if source is source_of(config) else read_source(type(config), source)
 
 
 def edited(source: ConfigSource, values: Mapping[str, Any]) -> ConfigSource:
-    """`source` with these values for dotted keys."""
+    """`source` with `values` for dotted keys."""
     header, _, _ = source.yaml.partition("\n")
     config = OmegaConf.create(source.yaml)
     assert isinstance(config, DictConfig)

@@ -183,9 +183,9 @@ def test_an_option_that_a_recipe_came_to_set_later() -> None:
     known = {"optimizer": {"name": "sophiah", "options": {"betas": [0.9, 0.99]}}, "seed": 1}
     assert config.before["optimizer.options.p"] == 0.01
     request = RunRequest(Path("run"), ours, "pretrain", later=config.before)
-    assert request.fits(known)
-    assert not request.fits({**known, "seed": 2})
-    assert not replace(request, later=RunConfig.BEFORE).fits(known)
+    assert request.matches_identity(known)
+    assert not request.matches_identity({**known, "seed": 2})
+    assert not replace(request, later=RunConfig.BEFORE).matches_identity(known)
     stored = OmegaConf.create(known)
     complete(stored, config.before)
     assert stored.optimizer.options.p == 0.01
