@@ -123,4 +123,4 @@ class Compositions(dict[tuple[Any, ...], Composed]):
         recall(["composed", *key], lambda: [OmegaConf.to_container(made.config), made.choices, made.params])
 
 
-engine.cli.compose.KEPT = Compositions(engine.cli.compose.KEPT)
+engine.cli.compose.CACHE = Compositions(engine.cli.compose.CACHE)

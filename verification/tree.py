@@ -81,13 +81,13 @@ def _child(sender: Any, requests: list[dict[str, Any]], root: Path) -> None:
 
 def _judged(requests: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
     scripts = {path.stem for path in (*HERE.glob("*.py"), *root.glob("*.py"))}
-    kept = sys.modules["engine.cli.compose"].KEPT  # type: ignore[attr-defined]
+    kept = sys.modules["engine.cli.compose"].CACHE  # type: ignore[attr-defined]
     for name in [name for name in sys.modules if name.partition(".")[0] in {*OURS, *scripts}]:
         del sys.modules[name]
     sys.path[:] = [str(root), *(place for place in sys.path if place not in ("", str(root)))]
     importlib.invalidate_caches()
     static = importlib.import_module("verification.static")
-    importlib.import_module("engine.cli.compose").KEPT.update(kept)  # by the content of files
+    importlib.import_module("engine.cli.compose").CACHE.update(kept)  # by the content of files
     importlib.import_module("verification.tree").ADOPTED.append(root)
     reports = static.judge([static.Request(**one) for one in requests], root=root)
     return [report.record() for report in reports]

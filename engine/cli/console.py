@@ -1,7 +1,7 @@
-"""Console of a command: a terminal that is closed or shows only ASCII, Ctrl-C, and keys named as they were typed.
+"""The console of a command: closed or ASCII-only terminals, Ctrl-C, and keys named in messages as they were typed.
 
 A script calls `begin` before its slow imports and ends with `execute`. In between `print` and `print_rank0` never fail:
-what cannot be shown is replaced, what cannot be written is dropped, with one warning.
+characters that cannot be encoded are replaced, output that cannot be written is dropped, with one warning.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from typing import Any, NoReturn, TextIO
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.signals import install, on_main_rank, watch_launcher
 
-_stopped: int | None = None  # the exit code of a signal, once the script has begun
-_code: int | None = None  # the exit code of the script, once it has come to its end
+_signal_code: int | None = None  # the exit code after a signal, once the script has begun
+_code: int | None = None  # the exit code of the script, once it has finished
 
 
 class _Output(io.FileIO):
-    """A file descriptor whose first failure is reported, or ends the command where its output is all it is for."""
+    """A file descriptor whose first write error is reported, or ends the command if its output is its only purpose."""
 
     def __init__(self, fd: int, *, ends: bool, warns: bool) -> None:
         super().__init__(fd, "wb", closefd=False)
         self._ends, self._warns, self._failed = ends, warns, False
 
     def write(self, data: Any) -> int:
-        """Raises: SystemExit at the first failure, where the command is to end with it."""
+        """Raises: SystemExit at the first error, if that ends the command."""
         try:
-            while (written := super().write(data)) is None:  # someone made the terminal non-blocking, and it is full
+            while (
+                written := super().write(data)
+            ) is None:  # another process made the terminal non-blocking; it is full
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -50,7 +52,7 @@ class _Output(io.FileIO):
         if self.fileno() != 1:
             return  # nowhere to report it
         if error.errno == errno.EPIPE and self._ends:
-            raise SystemExit(128 + signal.SIGPIPE)  # what a shell reports for a program that it has ended
+            raise SystemExit(128 + signal.SIGPIPE)  # as a shell reports a program ended by SIGPIPE
         if error.errno == errno.EPIPE and not self._warns:
             return
         kind = "error" if self._ends else "warning"
@@ -60,12 +62,12 @@ class _Output(io.FileIO):
 
 
 def open_streams(*, output_is_all: bool = False, run: bool = True) -> None:
-    """Make standard output and error safe to write to. Only streams that are the process's own are touched.
+    """Make standard output and error safe to write to. Redirected streams (sys.stdout replaced) are left alone.
 
-    `output_is_all`: the command leaves nothing but what it prints, so it ends when nobody can read that any more.
-    `run`: it takes long, so it warns once when nobody reads its output; another command is quiet about that.
+    `output_is_all`: printing is the command's only purpose, so it ends once nobody reads its output.
+    `run`: a training run warns once if nobody reads its output; other commands stay silent.
     """
-    for fd in range(3):  # a closed one would be the next file that is opened
+    for fd in range(3):  # a closed descriptor would be reused by the next file opened
         try:
             os.fstat(fd)
         except OSError:
@@ -79,35 +81,35 @@ def open_streams(*, output_is_all: bool = False, run: bool = True) -> None:
 
 
 def _safe(stream: TextIO | None, fd: int, *, ends: bool, warns: bool) -> TextIO:
-    """A text stream on `fd` in place of `stream`, with its encoding and buffering."""
+    """A text stream on `fd` to replace `stream`, with its encoding and buffering."""
     if stream is not None and not isinstance(stream, io.TextIOWrapper):
         return stream
-    encoding, errors, at_once = "utf-8", "strict", fd == 2
+    encoding, errors, line_buffering = "utf-8", "strict", fd == 2
     if stream is not None:
         with contextlib.suppress(OSError):
             stream.flush()
         encoding, errors = stream.encoding, stream.errors or "strict"
-        at_once = stream.line_buffering or stream.write_through
+        line_buffering = stream.line_buffering or stream.write_through
     errors = "replace" if errors in ("strict", "surrogateescape") else errors
     buffer = io.BufferedWriter(_Output(fd, ends=ends, warns=warns))
-    return io.TextIOWrapper(buffer, encoding=encoding, errors=errors, line_buffering=at_once)
+    return io.TextIOWrapper(buffer, encoding=encoding, errors=errors, line_buffering=line_buffering)
 
 
 def begin(*, output_is_all: bool = False, run: bool = False) -> None:
-    """The first act of a script; the arguments are those of `open_streams`.
+    """Call first in a script; the arguments are those of `open_streams`.
 
-    Until it has imported everything a signal ends it in one line with 3, that of a run that was stopped, else 130.
+    Until all imports are done, a signal ends the script with one line and code 3 (a stopped run) or 130.
     """
-    global _stopped
-    code = _stopped = 3 if run else 130
+    global _signal_code
+    code = _signal_code = 3 if run else 130
 
     def stop(number: int, _: Any) -> None:
-        # Not an exception: an import that is interrupted may swallow it. Nothing has begun that needs an end.
+        # Not an exception, which an interrupted import may swallow. There is nothing to clean up yet.
         if on_main_rank():
             _warn(f"interrupted: {signal.Signals(number).name} before anything had begun")
         os._exit(code)
 
-    atexit.register(_leave)  # the first to be registered is the last to run
+    atexit.register(_leave)  # registered first, so it runs last
     install(stop)
     if run:
         watch_launcher()
@@ -118,7 +120,7 @@ def begin(*, output_is_all: bool = False, run: bool = False) -> None:
 
 
 def _fault_in_ranks(environment: Mapping[str, str]) -> str | None:
-    """What is wrong with the ranks that a launcher or an earlier command has left in the environment, or None."""
+    """What is wrong with the rank variables in the environment (a launcher's, or left over), or None."""
     numbers = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
     for name in numbers:
         if text := environment.get(name):
@@ -133,14 +135,14 @@ def _fault_in_ranks(environment: Mapping[str, str]) -> str | None:
 
 
 def print_data(text: str) -> None:
-    """Print what a program reads (JSON, job lines): in UTF-8, since a character replaced would be a wrong one."""
+    """Print machine-readable text (JSON, job lines) in UTF-8: replaced characters would be wrong data."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     sys.stdout.write(text)
 
 
 def _leave() -> None:
-    """End here and now, if the script has come to its end: taking all of torch apart costs a second of waiting."""
+    """Exit at once if the script has finished: tearing down torch takes a second."""
     if _code is not None:
         _flush()
         os._exit(_code)
@@ -153,15 +155,15 @@ def _flush() -> None:
 
 
 def execute(main: Callable[[], int]) -> NoReturn:
-    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt in it, and exits 130 (3)."""
-    if _stopped is not None:
+    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt in it: code 130 (runs: 3)."""
+    if _signal_code is not None:
         install(signal.default_int_handler)
     try:
         code = main()
     except KeyboardInterrupt:
         _warn("stopped")
-        code = 130 if _stopped is None else _stopped
-    except OSError as error:  # a report, a log, a lock: what the disk refuses is for the user to fix
+        code = 130 if _signal_code is None else _signal_code
+    except OSError as error:  # a report, a log or a lock could not be written: for the user to fix
         failure = disk_fault(error)
         if failure is None:
             raise
@@ -171,7 +173,7 @@ def execute(main: Callable[[], int]) -> NoReturn:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run `command` and turn the ways it may end into exit codes; one line for what the user can fix."""
+    """Run `command` and return an exit code; errors that the user can fix are printed in one line."""
     from engine.distributed import shutdown
 
     try:
@@ -191,9 +193,9 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def finish(code: int) -> NoReturn:
-    """The last act of a script: exit with `code`, whatever comes while the interpreter ends."""
+    """Call last in a script: exit with `code`, whatever happens while the interpreter shuts down."""
     global _code
-    if _stopped is not None:
+    if _signal_code is not None:
         install(lambda *_: os._exit(code))
     _flush()
     _code = code
@@ -207,14 +209,14 @@ def _warn(line: str) -> None:
 
 # --- the user's own spelling of keys ----------------------------------------------------------------------------------
 
-# Code and messages name a key as the config does (`arch.n_layer`, `run_dir`). Whoever typed `--n_layer` or `--out_dir`
-# reads that word: the command line remembers it here, and what prints asks here. The table lies in the environment, so
-# that the jobs of a sweep, which are started with the config's names, use the words of the command that began them.
+# Code and messages name a key as the config does (`arch.n_layer`, `run_dir`). A user who typed `--n_layer` or
+# `--out_dir` should read that spelling: the command line stores it here, and `as_typed` puts it into messages. The
+# table is in the environment, so that the jobs of a sweep, started with the config's names, use the command's spelling.
 VARIABLE = "LOOPFORGE_SPELLING"
 
 
 def remember(typed: Mapping[str, str]) -> None:
-    """Add key -> the word typed for it; both may be `key=value`, where a value has another spelling as well."""
+    """Add key -> its spelling on the command line; both may be `key=value` if a value has another spelling as well."""
     if typed:
         os.environ[VARIABLE] = json.dumps(_table() | dict(typed))
 
@@ -224,7 +226,7 @@ def forget() -> None:
 
 
 def as_typed(text: str) -> str:
-    """`text` with each key that was typed in another spelling in that spelling."""
+    """`text` with the keys in the spelling in which they were typed."""
     table = _table()
     return _pattern(tuple(table)).sub(lambda match: table[match["key"]], text) if table else text
 
@@ -236,9 +238,9 @@ def _table() -> dict[str, str]:
 
 @functools.cache
 def _pattern(keys: tuple[str, ...]) -> re.Pattern[str]:
-    """Where one of `keys` is meant: a word of its own, no part of a path or of a longer key.
+    """Matches the `keys` in a message: as whole words, not in a path or a longer key.
 
-    A key that is a plain word (accumulation) may be prose: it counts as a key only before `=` or `:`.
+    A key that is a plain word (accumulation) may be prose, so it matches only before `=` or `:`.
     """
     ordered = sorted(keys, key=len, reverse=True)
     names = [re.escape(key) + ("" if re.search(r"[._=]", key) else "(?=[=:])") for key in ordered]

@@ -1,13 +1,13 @@
-"""The defaults of config dataclasses, for Hydra to compose on: YAML files hold choices only.
+"""Gives Hydra the defaults of config dataclasses to compose on, so that YAML files only hold choices.
 
-A YAML file names the dataclass first in its defaults list, as a path through our packages; what follows wins:
+A YAML file names the dataclass first in its defaults list, as a path through our packages; later entries win:
 
     defaults:                                            # config/arch/trm.yaml
       - /defaults/models/recursive_reasoning/config/TRMConfig@_here_
       - _self_
 
 So Hydra knows every key (`key=value` without `+`, `--cfg job`, interpolations), and each default is in one place.
-Importing this module installs the source of these entries.
+Importing this module installs the config source of these entries.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def schema_of(entry: str) -> Any:
 
 
 def defaults_of(schema: Any) -> dict[str, Any]:
-    """Key -> its default, as a file of a config would have it.
+    """Key -> default, as a config file would have it.
 
-    Left out are required keys, free blocks (a config group fills them), keys that never have an effect, and what a base
-    class that is SHARED gives already: base/run comes first, and what somebody writes into that file holds.
+    Without required keys, free blocks (a config group fills them), keys that never have an effect, and defaults of a
+    base class that is SHARED: base/run comes first, and its values must not be overwritten.
     """
     shared = next((base for base in schema.__mro__[1:] if vars(base).get("SHARED")), None)
     above = defaults_of(shared) if shared else {}
@@ -61,7 +61,7 @@ def defaults_of(schema: Any) -> dict[str, Any]:
 
 
 def _loaded() -> Any:
-    """This module as it is loaded now: Hydra keeps the first source it is given, also where our code is loaded anew."""
+    """This module as currently loaded: Hydra keeps the first source registered, even after our code is reloaded."""
     return importlib.import_module(__name__)
 
 
@@ -92,7 +92,7 @@ class DefaultsSource(ConfigSource):
 
 
 class DefaultsSearchPath(SearchPathPlugin):
-    """Puts the source behind the folders, so that a file of the same name wins; last, what --config-dir adds."""
+    """Appends the source after the config folder, so that a file of the same name wins; then those of --config-dir."""
 
     folders: ClassVar[list[Path]] = []
 

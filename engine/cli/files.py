@@ -12,18 +12,18 @@ from typing import Any
 import yaml
 
 WHOLE = "# @package _global_"
-"""First line of a group's file that sets keys anywhere in the config, not in a block of the group's name."""
+"""First line of a group's file whose keys are at the root of the config, not in a block of the group's name."""
 
 
 def locate(folders: Sequence[Path], name: str) -> Path | None:
-    """The file of a config by its name below the folders."""
+    """The file of the config `name`, in the first of `folders` that has it."""
     file = f"{name.removesuffix('.yaml')}.yaml"
     return next((folder / file for folder in folders if (folder / file).is_file()), None)
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One file of a composition. `package` is the block that its keys are in, "" for the root."""
+    """One file of a composition. `package` is the block that its keys belong to, "" for the root."""
 
     path: Path
     package: str
@@ -31,7 +31,7 @@ class ConfigFile:
 
 
 def config_files(folders: list[Path], name: str, choices: Mapping[str, str | None]) -> list[ConfigFile]:
-    """The files that a recipe and its choices lead to, in the order in which Hydra merges them."""
+    """The files of a recipe with its choices, in the order in which Hydra merges them."""
     files: list[ConfigFile] = []
 
     def visit(name: str, package: str) -> None:
@@ -61,7 +61,7 @@ def config_files(folders: list[Path], name: str, choices: Mapping[str, str | Non
 
 
 def set_in(files: Iterable[ConfigFile], key: str) -> tuple[Path, int] | None:
-    """(file, line) of the last of `files`, in the order in which they are merged, that sets a dotted key."""
+    """(file, line) of the last of `files` (in merge order) that sets a dotted key."""
     for file in reversed(list(files)):
         block = f"{file.package}." if file.package else ""
         if key.startswith(block) and (line := key_lines(file.text).get(key.removeprefix(block), 0)):
@@ -70,8 +70,8 @@ def set_in(files: Iterable[ConfigFile], key: str) -> tuple[Path, int] | None:
 
 
 def place_of(message: str, folders: list[Path], source: Any) -> str:
-    """`config/x.yaml line 3: ` of the key that a message about a composed config begins with; "" where a word of the
-    command or a default sets it. `source` is an engine.config.ConfigSource."""
+    """`config/x.yaml line 3: ` for the key at the start of a message about a composed config; "" if the command or a
+    default sets it. `source` is an engine.config.ConfigSource."""
     key = re.match(r"(?:unknown key ')?([A-Za-z_][\w.]*)", message)
     if key is None or any(word.lstrip("+").partition("=")[0] == key[1] for word in source.overrides):
         return ""

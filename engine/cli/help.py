@@ -33,7 +33,7 @@ def help_text(
     *more: Path,
     choices: Sequence[str] = (),
 ) -> str:
-    """The whole help. Defaults are those of `config_name` under `choices` (group=option, ~key) where it composes, else
+    """The full help text. Defaults are those of `config_name` with `choices` (group=option, ~key) if it composes, else
     the schema's."""
     stem = Path(entry).stem
     longer = tuple(f"cfg_{other}" for other in FAMILIES if other.startswith(stem) and other != stem)
@@ -75,7 +75,7 @@ def _wrapped(text: str, indent: str, more: str = "") -> list[str]:
 
 
 def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key | None]]:
-    """The declared keys; after an open block (arch) those of its class, of its loss, and what else it holds."""
+    """Yield the declared keys; after an open block (arch) those of its class, of its loss, and its remaining keys."""
     for name, key in keys_of(schema).items():
         yield name, key
         if name in schema.NESTED_SCHEMAS:
@@ -89,7 +89,7 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
 
 
 def _defaults(folders: list[Path], config_name: str, choices: Sequence[str]) -> dict[str, str]:
-    """Values of the composed config by dotted name, interpolations as written; empty where it does not compose."""
+    """Values of the composed config by dotted name, interpolations as written; empty if it does not compose."""
     try:
         config: Any = OmegaConf.to_container(compose_config(folders, config_name, list(choices)).config, resolve=False)
     except (HydraException, OmegaConfBaseException):
@@ -102,6 +102,6 @@ def _defaults(folders: list[Path], config_name: str, choices: Sequence[str]) -> 
 
 
 def _shown(value: Any) -> str:
-    """A default on one line, empty and blank text in quotes."""
+    """A default value on one line; empty or blank text is quoted."""
     plain = isinstance(value, str) and value.strip() == value != "" and value.isprintable()
     return value if plain else json.dumps(value, default=str)

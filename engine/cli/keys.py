@@ -1,5 +1,5 @@
-"""The keys that a schema declares, or the source of a class that a config names: name, type, default and docstring, for
-errors, translator and --help."""
+"""The keys that a schema (or a class named in a config) declares: name, type, default and docstring, for errors, the
+translator and --help."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Key:
     default: Any
     doc: str
     marks: tuple[Any, ...] = ()
-    """What is declared beside its type."""
+    """Annotations of its type (Range, Inert)."""
     place: tuple[str, int] = ("", 0)
     """File and line of the field."""
 
     @property
     def inert(self) -> tuple[Inert, ...]:
-        """Conditions under which it does nothing."""
+        """Conditions under which it has no effect."""
         return tuple(mark for mark in self.marks if isinstance(mark, Inert))
 
     @property
@@ -48,22 +48,22 @@ class Key:
     @property
     def meaning(self) -> str:
         """Its docstring, with the conditions under which it has no effect."""
-        without = "; ".join(mark.condition for mark in self.inert if mark.condition)
-        return f"{self.doc} No effect if {without}." if without else self.doc
+        conditions = "; ".join(mark.condition for mark in self.inert if mark.condition)
+        return f"{self.doc} No effect if {conditions}." if conditions else self.doc
 
     @property
     def unused(self) -> bool:
-        """Whether it never has an effect: a key of a base class that this one has no use for."""
+        """Whether it never has an effect: a key of a base class that this class does not use."""
         return any(mark.when == "" for mark in self.inert)
 
     @property
     def takes_bare_flag(self) -> bool:
-        """`--flag` alone means true: bools, and choices among which are the words true and false (resume)."""
+        """Whether `--flag` alone means true: bools, and choices that include "true" (resume)."""
         return self.kind is bool or (get_origin(self.kind) is Literal and "true" in get_args(self.kind))
 
 
 def describe(kind: Any) -> str:
-    """What errors and --help call a declared type: `integer or null`, `auto|sdpa`, `list of text`."""
+    """A declared type in the words of errors and --help: `integer or null`, `auto|sdpa`, `list of text`."""
     if get_origin(kind) is Literal:
         return "|".join(str(choice) for choice in get_args(kind))
     if is_union(kind):
@@ -74,7 +74,7 @@ def describe(kind: Any) -> str:
 
 
 def hint_for(schema: type, name: str) -> str | None:
-    """What serves instead of a key that another program has, by the FOREIGN_KEYS of the schema and its bases."""
+    """The replacement for a key of another program, from the FOREIGN_KEYS of the schema and its bases; else None."""
     known = {k: v for base in reversed(schema.__mro__) for k, v in vars(base).get("FOREIGN_KEYS", {}).items()}
     fitting = (hint for key, hint in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
     return next(fitting, None)
@@ -90,31 +90,31 @@ def is_list(kind: Any) -> bool:
 
 @functools.cache
 def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
-    """All keys of a schema by dotted name, in order of declaration; nested dataclasses are descended into."""
-    hints, written, beside, keys = get_type_hints(schema), _in_source(schema), declared(schema), {}
+    """All keys of a schema by dotted name, in order of declaration, including those of nested dataclasses."""
+    hints, documented, marks, keys = get_type_hints(schema), _field_docs(schema), declared(schema), {}
     for field in fields(schema):
         name, kind = prefix + field.name, hints[field.name]
         parts = [part for part in get_args(kind) if part is not type(None)] if is_union(kind) else []
         optional = is_union(kind) and type(None) in get_args(kind)
         kind = parts[0] if len(parts) == 1 else kind
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        doc, place = written.get(field.name, ("", ("", 0)))
-        keys[name] = Key(name, kind, optional, default, doc, beside[field.name][1], place)
+        doc, place = documented.get(field.name, ("", ("", 0)))
+        keys[name] = Key(name, kind, optional, default, doc, marks[field.name][1], place)
         if is_dataclass(kind):
             keys |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
     return keys
 
 
-def _in_source(schema: type) -> dict[str, tuple[str, tuple[str, int]]]:
-    """(string literal below it, its file and line) of each field of the class and its bases. Python keeps neither."""
-    written: dict[str, tuple[str, tuple[str, int]]] = {}
+def _field_docs(schema: type) -> dict[str, tuple[str, tuple[str, int]]]:
+    """(docstring, (file, line)) of each field of the class and its bases, parsed from source: Python keeps neither."""
+    docs: dict[str, tuple[str, tuple[str, int]]] = {}
     for cls in reversed(schema.__mro__):
         if not is_dataclass(cls):
             continue
         try:
             lines, start = inspect.getsourcelines(cls)
             file = str(inspect.getsourcefile(cls))
-        except (OSError, TypeError):  # a class without a file (made in a console or a test)
+        except (OSError, TypeError):  # a class without a source file (defined in a console or a test)
             continue
         tree = ast.parse(textwrap.dedent("".join(lines)))
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
@@ -123,21 +123,21 @@ def _in_source(schema: type) -> dict[str, tuple[str, tuple[str, int]]]:
             if isinstance(field, ast.AnnAssign) and isinstance(target, ast.Name):
                 text = getattr(getattr(below, "value", None), "value", None)
                 documented = isinstance(below, ast.Expr) and isinstance(text, str)
-                doc = " ".join(str(text).split()) if documented else written.get(target.id, ("",))[0]
-                written[target.id] = doc, (file, start + field.lineno - 1)
-    return written
+                doc = " ".join(str(text).split()) if documented else docs.get(target.id, ("",))[0]
+                docs[target.id] = doc, (file, start + field.lineno - 1)
+    return docs
 
 
-# --- of a class that a config names, read from its source: --help must not load torch ---------------------------------
+# --- keys of a class named in a config, found by parsing its source: --help must not import torch ---------------------
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
 def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
-    """Keys of the `Config` of `module@Class` in a slot, nested ones too, by dotted name behind `prefix`.
+    """Keys (nested ones too) of the `Config` of `module@Class` in a slot, by dotted name with `prefix`.
 
-    Only the module of the Config is imported. Empty for a name that does not resolve: the launch reports why.
+    Imports only the module of the Config. Empty for a name that does not resolve: the launch reports why.
     """
     module, _, cls = str(name).partition("@")
     place = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
@@ -151,7 +151,7 @@ def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
 
 
 def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
-    """The keys of `schema`, and those of the classes that its open blocks (arch) name in `config`."""
+    """The keys of `schema`, and those of the classes named by its open blocks (arch) in `config`."""
     known = dict(keys_of(schema))
     for block in getattr(schema, "NESTED_SCHEMAS", {}):
         known |= source_keys(str(value_at(config, f"{block}.name", "")), "models", f"{block}.")
@@ -160,9 +160,9 @@ def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
 
 
 def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
-    """Why the dotted `key` has no effect in the resolved `config`; "" where it has one. torch is not imported.
+    """Why the dotted `key` has no effect in the resolved `config`; "" if it has one. Does not import torch.
 
-    What holds of a block holds of all keys in it. The reasons are beside the fields (`engine.fields.Inert`).
+    A reason for a block applies to all keys in it. Reasons are declared with the fields (`engine.fields.Inert`).
     """
     known, place = known_keys(schema, config), key
     while place:
@@ -174,7 +174,7 @@ def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _statements(module: str) -> list[ast.stmt]:
-    """Those of a module's top level, and of its `if TYPE_CHECKING:`."""
+    """The statements at a module's top level, and in its `if TYPE_CHECKING:`."""
     path = ROOT.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     top = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
@@ -182,7 +182,7 @@ def _statements(module: str) -> list[ast.stmt]:
 
 
 def _lookup(module: str, name: str) -> tuple[str, Any] | None:
-    """(module, node) of a name of a module's top level, through its imports from our packages."""
+    """(module, node) that defines a top-level name of a module, followed through imports from our packages."""
     for node in _statements(module):
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         if getattr(node, "name", None) == name or any(getattr(target, "id", None) == name for target in targets):
@@ -193,13 +193,13 @@ def _lookup(module: str, name: str) -> tuple[str, Any] | None:
 
 
 def _source(module: str, node: ast.ImportFrom) -> str:
-    """The module that a `from ... import` in `module` takes from."""
+    """The module that a `from ... import` in `module` imports from."""
     package = module.split(".")[: -node.level] if node.level else []
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
 def _referent(module: str, node: ast.AST | None) -> tuple[str, Any] | None:
-    """What `Name` or `module.Name` means in a module."""
+    """What `Name` or `module.Name` refers to in a module."""
     if isinstance(node, ast.Name):
         return _lookup(module, node.id)
     if not isinstance(node, ast.Attribute):
@@ -214,7 +214,7 @@ def _referent(module: str, node: ast.AST | None) -> tuple[str, Any] | None:
 
 
 def _config_of(module: str, cls: Any) -> tuple[str, Any] | None:
-    """The class that `Config = ...` of a class or of one of its bases names."""
+    """The class named by `Config = ...` in a class or one of its bases."""
     for node in getattr(cls, "body", ()):
         targets = [getattr(node, "target", None), *getattr(node, "targets", ())]
         if any(getattr(target, "id", None) == "Config" for target in targets):

@@ -1,6 +1,6 @@
-"""The command line of every entry script: both styles in; exit codes 0 done, 1 failed, 2 unusable, 3 stopped.
+"""The command line of every entry script, in both styles; exit codes 0 done, 1 failed, 2 unusable, 3 stopped.
 
-Nothing here imports torch, so --help and a misspelt key answer at once.
+Nothing here imports torch, so --help and the error for a misspelt key appear at once.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from engine.registry import Family
 from engine.run.environment import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
 from engine.schema import NO_TEXT
 
-# Ranks other than 0 compose for themselves; without these each would make its own output folder.
+# Every rank composes by itself; without these overrides each would make its own output folder.
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 Sweep = Callable[[Sequence[str]], AbstractContextManager[list[int]]]
 
 
 class _TaskStopped(BaseException):
-    """Carries an exception of the task past Hydra, which would print its own line for an Exception."""
+    """Carries an exception of the task through Hydra, which would print a line of its own for an Exception."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -60,9 +60,9 @@ class _TaskStopped(BaseException):
 def main(
     launch: Callable[..., Any], family: Family, *, config_dir: str | Path = "config", sweep: Sweep | None = None
 ) -> NoReturn:
-    """Translate sys.argv by the keys of `family`, run `launch` (decorated with @hydra.main), end with the contract's
-    exit code. `config_dir` is the folder that @hydra.main names (relative to the script). `sweep(words)` surrounds a
-    sweep (-m); the list that it yields holds the exit codes of the jobs in the end.
+    """Translate sys.argv by the keys of `family`, run `launch` (decorated with @hydra.main), exit with the documented
+    code. `config_dir` is the folder that @hydra.main names (relative to the script). `sweep(words)` is the context of a
+    sweep (-m); the list that it yields holds the exit codes of the jobs at the end.
 
     Raises: SystemExit always.
     """
@@ -75,23 +75,21 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     schema, entry = family.schema, family.entry
     full_error = os.environ.get(FULL_ERROR) == "1"
-    given, argv = inspect.getclosurevars(launch).nonlocals, spelled(sys.argv[1:])
-    if replaced := recipes.flag_value(
-        argv, "--config-path", "-cp"
-    ):  # below the script, while Hydra would look below this file
-        config_dir = config_dir.parent / user_path(replaced)
-        given_as = (replaced, f"--config-path={replaced}", f"-cp={replaced}")
-        argv = [f"{word.removesuffix(replaced)}{config_dir}" if word in given_as else word for word in argv]
-    name = config_name_of(argv) or str(given.get("config_name") or "")
+    hydra_args, argv = inspect.getclosurevars(launch).nonlocals, spelled(sys.argv[1:])
+    if path := recipes.flag_value(argv, "--config-path", "-cp"):
+        config_dir = config_dir.parent / user_path(path)  # relative to the script; Hydra would take this file
+        forms = (path, f"--config-path={path}", f"-cp={path}")
+        argv = [f"{word.removesuffix(path)}{config_dir}" if word in forms else word for word in argv]
+    name = config_name_of(argv) or str(hydra_args.get("config_name") or "")
     folders = search_folders(argv, config_dir)
     try:
         if unreadable := [word for word in argv if NO_TEXT.search(word)]:
             raise UsageError(
                 f"{unreadable[0]!r} is not valid UTF-8: check the terminal's encoding, or quote it differently"
             )
-        if lost := [one for one in folders[1:] if not one.is_dir()]:
-            raise UsageError(f"--config-dir: there is no folder {lost[0]}")
-        if config_name_of(argv) == "" or name.startswith("."):  # Hydra would compose ./NAME into a package without name
+        if missing := [one for one in folders[1:] if not one.is_dir()]:
+            raise UsageError(f"--config-dir: there is no folder {missing[0]}")
+        if config_name_of(argv) == "" or name.startswith("."):  # Hydra would put ./NAME into a package without a name
             raise UsageError(no_config(name if config_name_of(argv) else "''", folders))
         based = check_recipe(folders, name, entry)
         groups = find_groups(config_dir, name, *folders[1:])
@@ -102,7 +100,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             return 0
         typed: dict[str, str] = {}
         words = read_command(
-            argv, family, groups, typed, lambda words: remember(_of_others(schema, words, typed) | typed)
+            argv, family, groups, typed, lambda words: remember(_followed_keys(schema, words, typed) | typed)
         )
         remember(typed)
         multirun = is_sweep(words)
@@ -120,9 +118,9 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
         with _environment(words), _lazy_help(), sweep(words) if multirun and sweep else nullcontext([]) as codes:
-            _guarded(launch, config_dir, given.get("config_name"))()
+            _guarded(launch, config_dir, hydra_args.get("config_name"))()
         return max(codes, default=0)
-    except SystemExit as stop:  # Hydra's own: it has printed what is wrong, e.g. with -p PACKAGE
+    except SystemExit as stop:  # Hydra's own, after it has printed what is wrong, e.g. with -p PACKAGE
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
@@ -132,7 +130,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         code = exit_code(error, line)
         if full_error or line is None:
             traceback.print_exception(error)
-        # What Hydra and OmegaConf refuse they refuse on every rank, as we do.
+        # Errors of Hydra and OmegaConf occur on every rank, as our UsageErrors do.
         if line is not None and should_report(UsageError(line) if code == UsageError.exit_code else error, code):
             kind = "interrupted" if code == Interrupted.exit_code else "error"
             sys.stderr.write(f"{kind}{'' if is_main() else f' [rank {rank()}]'}: {line}\n")
@@ -153,7 +151,7 @@ def exit_code(error: BaseException, line: str | None) -> int:
 def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, composing: bool) -> str | None:
     """The error in one line, or None for one that needs its traceback (a bug, a broken machine).
 
-    `composing`: the error came from Hydra before the task ran, so that OmegaConf's are the user's, not ours.
+    `composing`: the error occurred before the task ran, so one of OmegaConf is the user's, not a bug of ours.
     """
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
@@ -163,7 +161,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         return None
     if isinstance(error, MissingConfigException):
         return _missing_config(error, schema, config_dir, *more)
-    if refused := refusal_within(error):  # by a resolver of ours
+    if refused := refusal_within(error):  # raised by one of our resolvers
         return _flat(str(refused))
     cause: Any = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
@@ -205,7 +203,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
 
 
 def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | None:
-    """The first dotted key of `block` that ends in `.leaf`: what a key given without its block means."""
+    """The first dotted key of `block` that ends in `.leaf`, for a key given without its block."""
     for key, inner in block.items():
         if isinstance(inner, Mapping) and key != "hydra":
             path = f"{prefix}{key}."
@@ -232,8 +230,8 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def _of_others(schema: type, words: list[str], typed: Mapping[str, str]) -> dict[str, str]:
-    """Keys that follow another one and were not given themselves: in messages that other one stands for them."""
+def _followed_keys(schema: type, words: list[str], typed: Mapping[str, str]) -> dict[str, str]:
+    """Keys not given that take their value from another key -> that key, which messages name instead."""
     follows: Mapping[str, str] = getattr(schema, "FOLLOWS", {})
     given = {word.lstrip("+").partition("=")[0] for word in words}
     return {key: typed.get(other, other) for key, other in follows.items() if key not in given}
@@ -241,8 +239,8 @@ def _of_others(schema: type, words: list[str], typed: Mapping[str, str]) -> dict
 
 @contextmanager
 def _lazy_help() -> Iterator[None]:
-    """Since Python 3.14 argparse reads the help of an argument as it is added, and fails at Hydra's, an object that
-    becomes text when it is shown (facebookresearch/hydra#3121). Help that is text is checked as before.
+    """Since Python 3.14 argparse checks the help of an argument when it is added, and fails on Hydra's, an object that
+    is converted to text only when shown (facebookresearch/hydra#3121). Help that is text is checked as before.
     """
     owner: Any = argparse._ActionsContainer
     check = getattr(owner, "_check_help", None)
@@ -261,7 +259,7 @@ def _lazy_help() -> Iterator[None]:
 
 
 def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:
-    """The same @hydra.main around a task whose exceptions reach us unprinted."""
+    """`launch` with its @hydra.main around a task whose exceptions reach us before Hydra prints them."""
     task = inspect.unwrap(launch)
 
     def guarded(hydra_config: DictConfig) -> Any:
@@ -279,7 +277,7 @@ def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | No
 
 @contextmanager
 def _environment(words: list[str]) -> Iterator[None]:
-    """sys.argv for Hydra, and its full errors, for as long as the run lasts."""
+    """sys.argv for Hydra, and its full errors, for the duration of the run."""
     argv, before = sys.argv, dict(os.environ)
     if before.get(FULL_ERROR) != "1":
         os.environ.update({FULL_ERROR: "1", SET_FULL_ERROR: "1"})

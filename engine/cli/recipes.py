@@ -1,4 +1,4 @@
-"""The recipe that a command names, before Hydra reads it: where it is, what is wrong with it, what it selects.
+"""Reads the recipe that a command names before Hydra does: where it is, what is wrong with it, what it selects.
 
 Hydra looks in the script's config/ (or --config-path) first, then in --config-dir.
 """
@@ -24,12 +24,12 @@ from engine.fields import flatten
 from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_text, read_yaml, reason_of
 
-BASE = "base/run"  # what every recipe of ours begins with
-PIECES = ("base", "arch", "optimizer", "lr_scheduler", "debug", "sweep")
+BASE = "base/run"  # first entry of every recipe of ours
+GROUPS = ("base", "arch", "optimizer", "lr_scheduler", "debug", "sweep")
 
 
 def flag_value(argv: Sequence[str], *names: str) -> str | None:
-    """The value of the first of Hydra's flags `names` among the words, `--flag=value` or `--flag value`."""
+    """The value of the first of Hydra's flags `names` in `argv`, as `--flag=value` or `--flag value`."""
     for number, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name in names:
@@ -38,12 +38,12 @@ def flag_value(argv: Sequence[str], *names: str) -> str | None:
 
 
 def config_name_of(argv: Sequence[str]) -> str | None:
-    """The value of --config-name, None without one."""
+    """The value of --config-name, None if it is not given."""
     return flag_value(argv, "--config-name", "-cn")
 
 
 def search_folders(argv: Sequence[str], config_dir: Path, *bases: Path) -> list[Path]:
-    """Hydra's search path for configs, in order. A relative --config-dir is resolved here, or in one of `bases`."""
+    """Hydra's search path for configs, in order. A relative --config-dir is resolved in `bases`, then in the cwd."""
     more = flag_value(argv, "--config-dir", "-cd")
     if not more:
         return [config_dir]
@@ -53,12 +53,12 @@ def search_folders(argv: Sequence[str], config_dir: Path, *bases: Path) -> list[
 
 @dataclass
 class Recipe:
-    """The contents of a recipe's files, as far as they are known without composing them."""
+    """What a recipe's files contain, as far as it is known without composing them."""
 
     defaults: list[Any] = field(default_factory=list)
-    """Entries of the defaults lists, those of the files that they name included."""
-    given: set[str] = field(default_factory=set)
-    """Dotted keys that some file sets."""
+    """Entries of the defaults lists, including those of the files that they name."""
+    set_keys: set[str] = field(default_factory=set)
+    """Dotted keys that its files set."""
     script: str | None = None
     """The entry script that it declares."""
 
@@ -93,7 +93,7 @@ def read_file(path: Path) -> dict[Any, Any]:
 
 
 def read_option(path: Path) -> dict[Any, Any]:
-    """The keys that a group's file sets, with what it inherits, from the root of the config. Raises: UsageError."""
+    """The keys that a group's file sets or inherits, from the root of the config. Raises: UsageError."""
     content = _merged([path.parent], path)
     return content if read_text(path).startswith(WHOLE) else {path.parent.name: content}
 
@@ -101,10 +101,10 @@ def read_option(path: Path) -> dict[Any, Any]:
 def _merged(
     folders: Sequence[Path], path: Path, entries: list[Any] | None = None, above: tuple[Path, ...] = ()
 ) -> dict[Any, Any]:
-    """The keys of a file over those of the files in `folders`, groups and dataclasses that its defaults list names.
+    """The keys of a file, merged over those of the files, groups and dataclasses in its defaults list.
 
-    `entries` collects what the lists of a recipe hold; then each name has to lead somewhere. In a group's file what
-    cannot be found is left to Hydra.
+    `entries` collects the entries of a recipe's lists, each of which must then exist. Unknown entries in a group's file
+    are left to Hydra.
     """
     if path in above:
         raise UsageError(f"{path}: its defaults form a cycle: {' -> '.join(one.stem for one in (*above, path))}")
@@ -144,27 +144,27 @@ def _merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:
 
 
 def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:
-    """The folders below `config_dir` (and `more`) with their options, and what the recipe selects and sets."""
+    """The groups (folders) in `config_dir` and `more` with their options, and what the recipe selects and sets."""
     options: dict[str, set[str]] = {}
     for top in (config_dir, *more):
-        for folder in sorted(top.rglob("*")) if top == config_dir else [top / name for name in PIECES]:
+        for folder in sorted(top.rglob("*")) if top == config_dir else [top / name for name in GROUPS]:
             if folder.is_dir() and (names := {path.stem for path in folder.glob("*.yaml")}):
                 options.setdefault(folder.relative_to(top).as_posix(), set()).update(names)
     recipe = read_recipe([config_dir, *more], config_name)
     keys = (str(key) for entry in recipe.defaults if isinstance(entry, Mapping) for key in entry)
     chosen = (key.removeprefix("optional ").lstrip("/").partition("@")[0] for key in keys if key[:9] != "override ")
-    given = frozenset(recipe.given) if recipe.defaults or recipe.given else None
-    return Groups({group: sorted(names) for group, names in sorted(options.items())}, frozenset(chosen), given)
+    set_keys = frozenset(recipe.set_keys) if recipe.defaults or recipe.set_keys else None
+    return Groups({group: sorted(names) for group, names in sorted(options.items())}, frozenset(chosen), set_keys)
 
 
 def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
     """Whether the recipe builds on base/run; without it Hydra would make an outputs/ folder.
 
-    Raises: UsageError for a file of ours without it: that is a fragment of recipes; for a recipe of another script than
-    `entry`, whose keys would be called unknown one by one.
+    Raises: UsageError for a file of ours without it, which is a fragment of recipes; for a recipe of another script,
+    not `entry`, whose keys would be reported as unknown one by one.
     """
     recipe, path = read_recipe(folders, config_name), locate(folders, config_name)
-    if path is not None and not recipe.defaults and not recipe.given:
+    if path is not None and not recipe.defaults and not recipe.set_keys:
         raise UsageError(f"{path} is empty: start with `defaults: [{BASE}, ...]`, or with the name of another recipe")
     if recipe.script and Path(recipe.script).stem != Path(entry).stem:
         raise UsageError(
@@ -181,12 +181,12 @@ def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
 
 
 def no_config(name: str, folders: Sequence[Path]) -> str:
-    """The line for a recipe that is nowhere."""
+    """The error line for a recipe that does not exist."""
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if path.is_file():
         return f"--config-name takes no path: write --config-dir {path.parent} --config-name {path.stem}"
-    list_of_retired = folders[0] / "REMOVED.txt"
-    if list_of_retired.is_file() and path.stem in (reasons := retired(list_of_retired.read_text(encoding="utf-8"))):
+    removed = folders[0] / "REMOVED.txt"
+    if removed.is_file() and path.stem in (reasons := retired(removed.read_text(encoding="utf-8"))):
         return f"config {path.stem} was retired: {reasons[path.stem]}"
     files = [*folders[0].glob("cfg_*.yaml"), *(one for folder in folders[1:] for one in folder.glob("*.yaml"))]
     hint = did_you_mean(name.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
@@ -194,7 +194,7 @@ def no_config(name: str, folders: Sequence[Path]) -> str:
 
 
 def retired(text: str) -> dict[str, str]:
-    """Name -> reason, of the lines `NAME: reason` of config/REMOVED.txt."""
+    """Name -> reason, from the lines `NAME: reason` of config/REMOVED.txt."""
     reasons: dict[str, str] = {}
     for line in text.splitlines():
         name, *reason = re.split(r"[\s:|]+", line.strip(), maxsplit=1)
@@ -203,21 +203,22 @@ def retired(text: str) -> dict[str, str]:
     return reasons
 
 
-# --- the options of config groups that a script can take: those whose keys its schema has -----------------------------
+# --- the options of config groups that fit a script: those whose keys its schema has ----------------------------------
 
 
 def options_for(schema: Any, groups: Groups, *folders: Path) -> dict[str, list[str]]:
-    """Group -> the options that the script of `schema` can take; groups without one are left out."""
-    given = {group: options for group, options in groups.options.items() if group != "base"}
-    files = {g: {o: locate(folders, f"{g}/{o}") for o in given[g]} for g in given}
-    fitting = {g: [o for o, path in files[g].items() if path and not foreign_key(schema, path)] for g in given}
+    """Group -> the options that fit the script of `schema`; groups without any are left out."""
+    fitting = {}
+    for group, options in groups.options.items():
+        files = {option: locate(folders, f"{group}/{option}") for option in options if group != "base"}
+        fitting[group] = [option for option, path in files.items() if path and not foreign_key(schema, path)]
     return {group: options for group, options in fitting.items() if options}
 
 
 def foreign_key(schema: Any, path: Path) -> str:
-    """The first key that a group's file sets and the script lacks; "" where it has them all.
+    """The first key that a group's file sets and the script lacks; "" if it has them all.
 
-    A block with a name (arch) is foreign where its class is of another family than the one in `schema.NESTED_SCHEMAS`.
+    A block with a name (arch) is foreign if its class is of another family than the one in `schema.NESTED_SCHEMAS`.
     """
     content: dict[str, Any] = read_option(path)
     jobs = content.pop("hydra", {}).get("sweeper", {}).get("params", {})  # a preset of config/sweep
@@ -238,7 +239,7 @@ def foreign_key(schema: Any, path: Path) -> str:
 
 
 def check_presets(words: Sequence[str], schema: Any, groups: Groups, folders: Sequence[Path], script: str) -> None:
-    """Raises: UsageError for a preset (+debug=tiny, +sweep=depth) of keys that the script lacks, of another script."""
+    """Raises: UsageError for a preset (+debug=tiny, +sweep=depth) with keys that the script lacks: another script's."""
     for word in words:
         group, _, option = word.lstrip("+").partition("=")
         preset = group not in keys_of(schema) and option in groups.options.get(group, [])

@@ -1,8 +1,8 @@
-"""What a command means: what its script declares, its words as overrides, the composed config, where each key stands.
+"""Interprets a command: its script's declarations, its words as overrides, the composed config, the line of each key.
 
-`read_command` is the part that a launch itself goes through before Hydra composes; `resolve` composes as well, or takes
-what a launch has composed, and keeps what a reader wants to know: files in merge order, choices, problems in the words
-of a launch. Nothing is started.
+A launch itself uses `read_command` before Hydra composes; `resolve` also composes, or takes what a launch has composed,
+and records what a reader wants to know: files in merge order, choices, problems in the words of a launch. Nothing is
+started.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from engine.schema import structure, with_defaults
 
 CODE = Path(__file__).resolve().parents[2]
 ANSWERS = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"))
-"""Flags of a command that only prints."""
+"""Flags with which a command only prints."""
 
 
 @dataclass(frozen=True)
 class HydraMain:
-    """One function under @hydra.main."""
+    """A function decorated with @hydra.main."""
 
     function: Callable[..., Any]
     config_path: str
@@ -53,7 +53,7 @@ class HydraMain:
 
 @dataclass
 class Script:
-    """An entry script, as importing it shows it."""
+    """An entry script, as seen by importing it."""
 
     path: Path
     module: ModuleType | None = None
@@ -80,60 +80,60 @@ class Script:
 
 @dataclass
 class Trace:
-    """A command, followed as far as it leads. What could not be followed is None or empty, and `problems` gives why."""
+    """A command, interpreted as far as possible. What is missing is None or empty, and `problems` says why."""
 
     root: Path
     cwd: Path
-    """What relative data and run paths are relative to."""
+    """Working directory: relative data and run paths start here."""
     argv: tuple[str, ...]
-    """The words behind the script."""
+    """The words after the script."""
     script: Script | None = None
     config_name: str = ""
     folders: list[Path] = field(default_factory=list)
     """Hydra's search path for configs, in order."""
     groups: Groups = field(default_factory=Groups)
     typed: dict[str, str] = field(default_factory=dict)
-    """Key -> the word that the user wrote for it."""
+    """Key -> its spelling in the command."""
     overrides: list[str] = field(default_factory=list)
     """In Hydra's form, without Hydra's own flags."""
     jobs: list[list[str]] = field(default_factory=list)
-    """Overrides of each job of a sweep, of which the first is followed here."""
+    """Overrides of each job of a sweep; the first job is interpreted here."""
     choices: dict[str, str | None] = field(default_factory=dict)
     files: list[ConfigFile] = field(default_factory=list)
-    """In the order in which they are merged."""
+    """In merge order."""
     composed: bool = False
     resolved: dict[str, Any] | None = None
-    """Plain values, the schema's defaults included."""
+    """Plain values, including the schema's defaults."""
     config: Any = None
     """The checked instance of the script's schema."""
     problems: dict[str, str] = field(default_factory=dict)
-    """link (script, config, compose, resolve, schema) -> why it could not be followed."""
+    """Stage (script, config, compose, resolve, schema) -> why it failed."""
 
     @property
     def answers(self) -> bool:
-        """The command only prints (--help, --cfg job)."""
+        """Whether the command only prints (--help, --cfg job)."""
         return any(word.partition("=")[0] in ANSWERS for word in self.argv)
 
     @property
     def resumes(self) -> bool:
-        """The command takes a stored config, not the composed one."""
+        """Whether the command uses a stored config, not the composed one."""
         return str((self.resolved or {}).get("resume", "")).lower() == "true"
 
     def relative(self, path: Path) -> str:
-        """`path` below the root, else as it stands."""
+        """`path` relative to the root if it is inside, else unchanged."""
         return _relative(self.root, path)
 
     def locate(self, name: str) -> str:
-        """The file of a config by its name below the search path; where there is none, the place for it."""
+        """The file of the config `name` in the search path; if there is none, where it would be."""
         return self.relative(locate(self.folders, name) or self.folders[0] / f"{name}.yaml") if self.folders else ""
 
     def options(self, pattern: str) -> list[str]:
-        """Names of the configs that match: `cfg_*`, `arch/*`."""
+        """Names of the configs that match `pattern`: `cfg_*`, `arch/*`."""
         return sorted({path.stem for folder in self.folders for path in folder.glob(f"{pattern}.yaml")})
 
     def key_line(self, key: str) -> tuple[str, int]:
-        """(file, line) of the last file that sets a dotted key, else of the field that holds its default; ("", 0) where
-        neither is known."""
+        """(file, line) of the last file that sets a dotted key, else of the field with its default; ("", 0) if neither
+        is known."""
         if found := set_in(self.files, key):
             return self.relative(found[0]), found[1]
         known = known_keys(self.script.schema, self.resolved or {}) if self.script and self.script.schema else {}
@@ -156,29 +156,29 @@ def read_command(
     typed: dict[str, str],
     translated: Callable[[list[str]], None] = lambda words: None,
 ) -> list[str]:
-    """The words of a command as Hydra takes them; `typed` collects what the user wrote for which key.
+    """The words of a command in Hydra's form; `typed` collects the user's spelling of each key.
 
     `groups` are those of the recipe that the command names; `translated` is called with the words before the family's
-    own `rewrite` may refuse one. Raises: UsageError.
+    own `rewrite`, which may refuse one. Raises: UsageError.
     """
     words = translate(list(argv), family.schema, groups=groups, aliases=family.aliases, typed=typed)
     translated(words)
     words = family.rewrite(words, groups, typed) if family.rewrite is not None else words
     if any(word.lstrip("+").lower() == "resume=true" for word in words):
-        words = [_for_the_run(word, groups) for word in words]
+        words = [_force_foreign(word, groups) for word in words]
     return words
 
 
-def _for_the_run(word: str, groups: Groups) -> str:
-    """A value in a group's block which the recipe's choice lacks: the run that resumes may have another one."""
+def _force_foreign(word: str, groups: Groups) -> str:
+    """Add `++` to a key in a group's block that the recipe's choice lacks: the resumed run may have another choice."""
     key, equals, _ = word.partition("=")
     root, dot, _ = key.partition(".")
-    foreign = equals and dot and root in groups.options and groups.given is not None and key not in groups.given
+    foreign = equals and dot and root in groups.options and groups.set_keys is not None and key not in groups.set_keys
     return f"++{word}" if foreign else word
 
 
 def is_sweep(words: Sequence[str]) -> bool:
-    """Whether Hydra takes these words for several jobs."""
+    """Whether Hydra runs these words as several jobs."""
     return bool({"-m", "--multirun"} & set(words))
 
 
@@ -187,7 +187,7 @@ def is_sweep(words: Sequence[str]) -> bool:
 
 @functools.cache
 def observe_script(path: Path) -> Script:
-    """An entry script, imported with a recorder in the place of @hydra.main. Nothing is imported where it has none.
+    """An entry script, imported with @hydra.main replaced by a recorder; not imported if it does not import hydra.
 
     Raises: OSError, and whatever importing the script raises.
     """
@@ -204,14 +204,14 @@ def observe_script(path: Path) -> Script:
 
 
 def _running(path: Path) -> Script | None:
-    """The script that this process runs, if it is the one at `path`: it need not be executed again."""
+    """The script that this process runs, if it is the one at `path`, which then need not be executed again."""
     module = sys.modules["__main__"]
     launch = getattr(module, "launch", None)
     if launch is None or Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
         return None
-    given, function = inspect.getclosurevars(launch).nonlocals, inspect.unwrap(launch)
-    line = function.__code__.co_firstlineno
-    main = HydraMain(function, str(given["config_path"]), str(given["config_name"]).removesuffix(".yaml"), line)
+    hydra_args, function = inspect.getclosurevars(launch).nonlocals, inspect.unwrap(launch)
+    line, name = function.__code__.co_firstlineno, str(hydra_args["config_name"]).removesuffix(".yaml")
+    main = HydraMain(function, str(hydra_args["config_path"]), name, line)
     return Script(path, module, [main])
 
 
@@ -250,11 +250,11 @@ def resolve(
     explain: Callable[..., str | None] | None = None,
     launched: RunConfig | None = None,
 ) -> Trace:
-    """Follow `python SCRIPT ARGV...` from the folder `cwd` (the root where None) to its checked config.
+    """Interpret `python SCRIPT ARGV...`, run in the folder `cwd` (None: the root), up to its checked config.
 
     `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain(error, schema, folder)`
-    gives Hydra's errors in one line. `launched`: what `load_synced_config` made of these words in this process, so that
-    nothing is composed or checked again. Raises nothing for a wrong command: `problems` of the trace has it.
+    turns Hydra's errors into one line. `launched`: the config that `load_synced_config` made of these words in this
+    process, so that nothing is composed or checked again. A wrong command raises nothing: see the trace's `problems`.
     """
     trace = Trace(root, cwd or root, tuple(spelled(argv)))
     try:
@@ -265,7 +265,7 @@ def resolve(
     if not trace.script.mains:
         return trace
     try:
-        _compose(trace, sweep_job) if launched is None else _take(trace, launched)
+        _compose(trace, sweep_job) if launched is None else _use_launched(trace, launched)
     except UsageError as error:
         trace.problems["schema" if trace.composed else "compose"] = str(error)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -286,8 +286,8 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
         return
     words = [word for word in trace.argv if word not in ("-h", "--help")]
     trace.groups = _groups(tuple(trace.folders), trace.config_name, stamp := digest(trace.folders))
-    nothing: Any = type("Nothing", (), {"__dataclass_fields__": {}})
-    unknown = Family(entry="", package="", config_name="", schema=nothing, requires={})
+    empty: Any = type("Empty", (), {"__dataclass_fields__": {}})
+    unknown = Family(entry="", package="", config_name="", schema=empty, requires={})
     words = read_command(words, script.declared or unknown, trace.groups, trace.typed)
     if script.schema:
         check_presets(words, script.schema, trace.groups, trace.folders, script.path.stem)
@@ -303,8 +303,8 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
         raise UsageError(PRESET)
 
 
-def _take(trace: Trace, config: RunConfig) -> None:
-    """What Hydra has composed in this process."""
+def _use_launched(trace: Trace, config: RunConfig) -> None:
+    """Fill the trace from what Hydra has composed in this process."""
     script, source = trace.script, source_of(config)
     assert script is not None
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
@@ -321,20 +321,20 @@ PRESET = "a preset of config/sweep describes several jobs: add -m to run them"
 
 @functools.lru_cache(maxsize=64)
 def _groups(folders: tuple[Path, ...], name: str, stamp: str) -> Groups:
-    """`find_groups`, kept for files of the same content."""
+    """`find_groups`, cached by the content of the files."""
     return find_groups(folders[0], name, *folders[1:])
 
 
-# Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
+# Launchers and sweepers that are Hydra plugins -> the extra that installs them.
 PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 _PLUGIN = re.compile(rf"hydra/(launcher|sweeper)=({'|'.join(PLUGINS)})$")
 _PLUGIN_KEY = re.compile(r"\+*hydra\.(launcher|sweeper)\.")
 
 
 def sweep_of(trace: Trace) -> list[list[str]]:
-    """The jobs of a sweep, those of a preset (hydra.sweeper.params) too. Plugins of Hydra need not be installed."""
+    """The jobs of a sweep, including those of a preset (hydra.sweeper.params). Hydra plugins need not be installed."""
     words = [word for word in trace.overrides if not _PLUGIN.match(word)]
-    if len(words) < len(trace.overrides):  # then these are the plugin's keys
+    if len(words) < len(trace.overrides):  # also drop the plugin's keys
         words = [word for word in words if not _PLUGIN_KEY.match(word)]
     params = compose_config(trace.folders, trace.config_name, sweep_jobs(words)[0]).params
     given = {word.lstrip("+").partition("=")[0] for word in words}
@@ -342,12 +342,12 @@ def sweep_of(trace: Trace) -> list[list[str]]:
 
 
 def hydra_flags(words: Sequence[str]) -> list[str]:
-    """Hydra's flags that take a value, with it."""
+    """Hydra's flags that take a value, with their values."""
     return [part for name in sorted(HYDRA_VALUED) if (value := flag_value(words, name)) for part in (name, value)]
 
 
 def without_flags(words: Sequence[str]) -> list[str]:
-    """Only the overrides of a translated command."""
+    """The overrides of a translated command, without Hydra's flags."""
     rest, skip = [], False
     for word in words:
         name, equals, _ = word.partition("=")

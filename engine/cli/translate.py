@@ -1,14 +1,15 @@
-"""The documented flag style (`--key value`) into Hydra's overrides (`key=value`), by each key's type.
+"""Translates the documented flag style (`--key value`) into Hydra's overrides (`key=value`), by each key's type.
 
     --lr 1e-4 --lr=1e-4      lr=1e-4                     --use_wandb           use_wandb=true (--no-…: false)
     --data_paths a b         data_paths=[a,b]            --config f.json       its leaves, before the rest
     --prompt "a, b"          prompt='a, b'               +key=value            ++key=value (not groups)
 
-A script whose schema names a CONFIG_FILE reads that one where the command has neither --config nor --config-name and
-resumes no run. Its DONE_ANYWAY are keys that such a file may have, with these values: they change nothing.
+A script whose schema names a CONFIG_FILE reads that file if the command has neither --config nor --config-name and
+does not resume a run. DONE_ANYWAY lists keys with values that such a file may have although they change nothing.
 
-No prefixes are matched. Hydra's own flags pass through, first: argparse wants the overrides in one piece. A leading `~`
-in what Hydra reads itself is the home folder here; a key of ours keeps it, and whoever opens the path reads it so.
+Prefixes of flags are not accepted. Hydra's own flags pass through and come first: argparse wants the overrides in one
+piece. A leading `~` in values that Hydra reads itself is expanded here; in a key of ours it is kept, and expanded where
+the path is opened.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 SHOWN = ("job", "hydra", "all")  # by --cfg
 TRUE, FALSE = frozenset(("true", "1", "yes", "on")), frozenset(("false", "0", "no", "off"))
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan")
-# text that Hydra's grammar reads back as the same text without quotes
+# text that Hydra's grammar reads as the same text without quotes
 PLAIN = re.compile(r"[./]*[A-Za-z_][\w./-]*", re.ASCII)
-# what Hydra reads as a value where the name of a group's option is expected
+# text that Hydra reads as a value where the name of a group's option is expected
 NO_OPTION = re.compile(rf"|true|false|null|{NUMBER.pattern}", re.IGNORECASE)
-# text that needs no quotes by its looks, but that Hydra's grammar cannot read: ~/data, Übung
+# text that seems to need no quotes, but that Hydra's grammar cannot read: ~/data, Übung
 UNREAD = re.compile(r"~?[\w./-]*")
 KEYWORDS = frozenset(("true", "false", "null", "none", "inf", "nan"))
-# a home folder where Hydra would take a path as it stands: at the start of a value, of a list's item, of a file:// URL
+# a home folder that Hydra would not expand: at the start of a value, of a list item, of a file:// URL
 HOME = re.compile(r"(?:^|(?<=[\[,'\"=])|(?<=file://))~(?=/|$)")
 BARE_HOME = re.compile(r"(?:(?<=[=\[,])|(?<=, ))(?:FILE:)?~[^,\[\]'\"]*(?=[,\]]|$)")
 OVERRIDE = re.compile(r"(~|\+{0,2})([A-Za-z_][\w./@:$-]*)(=.*)?", re.DOTALL)
@@ -58,8 +59,8 @@ class Groups:
     options: Mapping[str, list[str]] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
     """Groups of its defaults list."""
-    given: frozenset[str] | None = None
-    """Dotted keys that its files set; None where nobody has looked."""
+    set_keys: frozenset[str] | None = None
+    """Dotted keys that its files set; None if unknown."""
 
 
 def translate(
@@ -72,8 +73,8 @@ def translate(
 ) -> list[str]:
     """Hydra's argv for a command line in either style, or in both.
 
-    `aliases` maps an old key, or the leading part of a dotted one, to the key it means. `typed` collects key -> the
-    word that was typed for it, where that is another one.
+    `aliases` maps an old key, or the leading part of a dotted one, to the key it means. `typed` collects key -> its
+    spelling in the command, if that differs.
     Raises: UsageError for unknown flags, missing values, stray words and unreadable JSON files.
     """
     return _Translator(list(argv), schema, groups or Groups(), aliases or {}, {} if typed is None else typed).run()
@@ -85,7 +86,7 @@ def spelled(argv: Sequence[str]) -> list[str]:
 
 
 def quote(text: str) -> str:
-    """`text` as Hydra reads it back, in Hydra's own quotes where bare text would mean something else."""
+    """`text` in Hydra's own quotes if Hydra would read the bare text as something else."""
     if PLAIN.fullmatch(text) and text.lower() not in KEYWORDS:
         return text
     return QuotedString(text, Quote.single).with_quotes()
@@ -153,7 +154,7 @@ class _Translator:
         return self.hydra + self.from_json + self.overrides
 
     def _override(self, word: str) -> str:
-        """A word in Hydra's style: only aliases and the sign of an addition change."""
+        """A word in Hydra's style: only aliases, quotes and the `+` signs change."""
         sign, name, rest = OVERRIDE.fullmatch(word).groups(default="")  # type: ignore[union-attr]
         bare, at, package = name.partition("@")
         spelt, bare = bare, self._aliased(bare)
@@ -169,7 +170,7 @@ class _Translator:
             sign = "++" if sign == "+" else sign
         elif rest and sign != "+" and NO_OPTION.fullmatch(rest[1:]) and rest[1:] not in self.groups.options[bare]:
             raise UsageError(f"there is no {bare}={rest[1:]}: {did_you_mean(rest[1:], self.groups.options[bare])}")
-        elif sign in ("", "+") and not at:  # + exactly where the defaults list lacks the group
+        elif sign in ("", "+") and not at:  # Hydra wants + if, and only if, the defaults list lacks the group
             sign = "" if bare in self.groups.selected or rest.startswith("={") else "+"
         if sign == "" and self._only_declared(bare):
             sign = "++"
@@ -179,9 +180,9 @@ class _Translator:
         return sign + bare + at + package + rest
 
     def _only_declared(self, name: str) -> bool:
-        """A key of the schema that no file of the recipe sets: Hydra wants a sign to add it, the user need not care."""
+        """Whether a key of the schema is set by no file of the recipe: Hydra then needs `++`, the user should not."""
         declared = name in self.keys or name in self.blocks
-        return declared and self.groups.given is not None and name not in self.groups.given
+        return declared and self.groups.set_keys is not None and name not in self.groups.set_keys
 
     def _plain(self, name: str, value: str) -> str:
         return f"{'++' if self._only_declared(name) else ''}{name}={value}"
@@ -201,7 +202,7 @@ class _Translator:
         self._note(name, spelt)
         key = self.keys.get(name, self.lists.get(name))
         if value is None and key is None and self._bare_ok(name) and (not self.words or self._ends_list(self.words[0])):
-            value = "true"  # in a block without declared types a flag is a key without a value
+            value = "true"  # in a block without declared types, a flag without a value is a switch
         elif value is None and key is not None and is_list(key.kind):
             self.overrides.append(self._plain(name, self._list(key, self._swallow(f"--{spelt}"))))
             return
@@ -277,7 +278,7 @@ class _Translator:
                 self.from_json.append(f"++{name}={render(value)}")
 
     def _resolved(self, spelt: str | None) -> str | None:
-        """The key that a flag's name means: itself, else with dashes as underscores, else None."""
+        """The key that a flag means: itself, else with dashes as underscores, else None."""
         for name in (spelt or "", (spelt or "").replace("-", "_")):
             name = self._aliased(name)
             if name in self.keys or name in self.groups.options or name.startswith("hydra.") or self._is_open(name):
@@ -285,7 +286,7 @@ class _Translator:
         return None
 
     def _is_open(self, name: str) -> bool:
-        """Whether `name` is in a block whose keys are not declared (arch.hidden_size); a group's have no dashes."""
+        """Whether `name` is in a block of undeclared keys (arch.hidden_size); those of a group have no dashes."""
         root, dot, inner = name.partition(".")
         if name in self.keys or not dot or ("-" in inner and root in self.groups.options):
             return False
@@ -298,7 +299,7 @@ class _Translator:
         return any(describe(kind) == "block of keys" for kind in kinds) and not (key and key.optional)
 
     def _note(self, name: str, spelt: str) -> None:
-        """The last spelling counts. One with dashes is not a key, so messages name the flag that it was."""
+        """Record the spelling of a key; the last one counts. One with dashes is shown in messages as a flag."""
         self.typed.pop(name, None)
         if spelt != name:
             self.typed[name] = spelt if "-" not in spelt else f"--{spelt}"
@@ -317,7 +318,7 @@ class _Translator:
         return word.lower() in TRUE | FALSE | choices | ({"null"} if key and key.optional else set())
 
     def _refuse_stray(self, key: Key, spelt: str) -> None:
-        """A word after a switch that is neither a value of it nor the next flag or override."""
+        """Refuse a word after a switch that is neither its value nor the next flag or override."""
         word = self.words[0] if self.words else ""
         if word and "=" not in word and not self._is_choice(key, word) and not self._ends_list(word):
             raise UsageError(f"--{spelt}: expected {describe(key.kind)}, got '{word}'")
@@ -350,7 +351,7 @@ class _Translator:
             return hint
         hints = (
             did_you_mean(part, known) for part in (name, name.partition(".")[0])
-        )  # the block's name may be the slip
+        )  # the block's name may be misspelt
         return next((hint for hint in hints if hint.startswith("did you mean")), "--help lists every key")
 
 
@@ -359,12 +360,12 @@ def _is_block(kind: Any) -> bool:
 
 
 def _home_quoted(text: str) -> str:
-    """A value with its items that begin with `~` in quotes: Hydra's grammar has no bare one."""
+    """A value with items that begin with `~` quoted: Hydra's grammar does not allow a bare `~`."""
     return BARE_HOME.sub(lambda match: quote(match[0]), text)
 
 
 def _bare(kind: Any, text: str) -> bool:
-    """Whether Hydra may read `text` as it stands: numbers, words and lists where the type is not text."""
+    """Whether `text` needs no quotes: numbers, words, and lists if the type is not text."""
     if kind is str or (get_origin(kind) is Literal and all(isinstance(c, str) for c in get_args(kind))):
         return quote(text) == text
     if kind in (int, float):
