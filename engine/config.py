@@ -18,11 +18,11 @@ from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.schema import is_contradiction, structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")
-# first line of a stored config: a resume has to know the chosen groups, which the YAML alone does not hold
+# first line of a stored config: a resume needs the chosen groups, which the YAML alone does not have
 HEADER = "# composed from "
 
-MOST_THREADS = 1024  # of one process: a machine's limit is met with a crash of the thread library
-LONGEST_NAME = 200  # file systems end at 255 bytes; a set-aside run and a temporary file need some of them
+MOST_THREADS = 1024  # per process: beyond the machine's limit the thread library crashes
+LONGEST_NAME = 200  # file systems allow 255 bytes; a set-aside run and a temporary file add some
 
 NOT_IDENTITY: Mapping[str, str] = {
     "script": "launch: the entry is stored beside the config",
@@ -47,21 +47,21 @@ NOT_IDENTITY: Mapping[str, str] = {
     **dict.fromkeys(("resume", "resume_from", "skip_finished"), "launch"),
     "run_dir": "launch: where the run is stored",
 }
-"""Keys that leave a run the same run, with reasons. A script's schema may have its own table."""
+"""Keys that are not part of a run's identity, with reasons. A script's schema may have its own table."""
 
 RETIRED = {"compile_cuda_graphs": "it is gone; step_graph=auto is the graph of a whole step"}
-"""Keys that stored configs of older runs have and nothing reads any more -> what serves instead."""
+"""Keys in stored configs of older runs that nothing reads any more -> their replacement."""
 
-OURS = "LOOPFORGE_"  # prefix of the variables between our own processes
+OURS = "LOOPFORGE_"  # prefix of the environment variables between our own processes
 SLURM = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_TMPDIR")
 ENVIRONMENT = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "SCRATCH", "TMPDIR", "USER", "WORK", *SLURM}
 """Variables that `${oc.env:NAME}` may read: names of places, people and jobs."""
 
 
 def _environment_value(name: str = "", *default: Any) -> Any:
-    """`${oc.env:NAME}` and `${oc.env:NAME,default}`. A resolved config is stored with its run: no secret may get there.
+    """`${oc.env:NAME}` and `${oc.env:NAME,default}`. Resolved configs are stored with runs, so no secret may be read.
 
-    Raises: UsageError for a variable that is none of ENVIRONMENT, or is not set and has no default.
+    Raises: UsageError for a variable that is not in ENVIRONMENT, or is not set and has no default.
     """
     if name not in ENVIRONMENT and not name.startswith(OURS):
         raise UsageError(
@@ -81,16 +81,16 @@ OmegaConf.register_new_resolver("oc.env", _environment_value, replace=True)
 
 
 def is_folder_name(text: str) -> bool:
-    """Whether a file system holds a folder of that name; spaces, quotes and all alphabets are fine."""
+    """Whether a folder may have that name; spaces, quotes and all alphabets are fine."""
     try:
         size = len(text.encode())
-    except UnicodeEncodeError:  # half a character, from a terminal of another encoding
+    except UnicodeEncodeError:  # an incomplete character, from a terminal with another encoding
         return False
     return size <= LONGEST_NAME and "/" not in text and "\0" not in text
 
 
 def _unused_label(config: Mapping[str, Any]) -> bool:
-    """Whether neither the run's folder nor wandb uses project_name."""
+    """Whether project_name is used by neither the run's folder nor wandb."""
     run_dir = config.get("run_dir")
     named = not run_dir or str(config.get("project_name")) in str(run_dir)
     return "run_dir" in config and not named and not config.get("enable_wandb")
@@ -104,24 +104,24 @@ class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
 
     SHARDS: ClassVar[bool] = False
-    """Whether the script takes parallel=fsdp."""
+    """Whether the script supports parallel=fsdp."""
     SHARED: ClassVar[bool] = True
-    """Its defaults come with config/base/run.yaml, those of a script's schema with that script's base file."""
+    """Whether the defaults come with config/base/run.yaml; those of a script's schema come with its own base file."""
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = RETIRED
-    """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""
+    """Keys of similar programs (or, ending in `_`, a prefix of keys) -> our replacement, for messages."""
     BEFORE: ClassVar[Mapping[str, Any]] = {"eval_seed": "${seed}"}
-    """Keys that came later -> what a run that was stored without them does: a value, or another key's as `${key}`."""
+    """Keys added later -> what a run stored without them did: a value, or another key's value as `${key}`."""
     BATCH_KEYS: ClassVar[tuple[str, ...]] = ()
-    """Keys whose product is what each process adds to the batch, rows first; empty where the batch is one key."""
+    """Keys whose product is each process's share of the batch, rows first; empty if one key is the global batch."""
     FOLLOWS: ClassVar[Mapping[str, str]] = {}
-    """Keys whose value another key gives, as long as nobody sets them -> that key: for messages."""
+    """Keys that take their value from another key unless they are set -> that key, for messages."""
     REQUIRED: ClassVar[Mapping[str, str]] = {}
     """Keys that every command has to give -> an example."""
     CONFIG_FILE: ClassVar[str | None] = None
-    """The JSON file that stands for --config where a command gives none."""
+    """The JSON file to read if a command has no --config."""
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {}
-    """Blocks of free keys -> the dataclass that declares their keys: for --help."""
+    """Blocks of free keys -> the dataclass that declares their keys, for --help."""
 
     script: str | None = None
     """Entry script of this file, e.g. pretrain.py; other scripts refuse it."""
@@ -213,13 +213,13 @@ class RunConfig:
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """BEFORE, with what only some choices came to have."""
+        """BEFORE, and further keys that depend on choices of the config."""
         return self.BEFORE
 
     @property
     def from_file(self) -> bool:
-        """Whether a run's files gave this config (resume=true, a reopened checkpoint): its paths then name data that
-        are there, and never have any built or fetched.
+        """Whether this config is read from a run's files (resume=true, a reopened checkpoint): its data must exist, and
+        are never built or downloaded.
         """
         return self.resume == "true"
 
@@ -250,7 +250,7 @@ class ConfigSource:
     config_name: str | None = None
     choices: dict[str, str | None] = field(default_factory=dict)
     overlay: bool = False
-    """Its overrides are for a stored run's config (resume=true): they need not fit the recipe's values."""
+    """Whether the overrides are for a stored run's config (resume=true): they need not fit the recipe's values."""
 
 
 def load_synced_config(
@@ -269,7 +269,7 @@ def load_synced_config(
     """
     source = _source(hydra_config)
     _check_script(source, entry)
-    config = read_source(schema, source)  # first each rank its own, so that a bad config hangs nobody
+    config = read_source(schema, source)  # each rank checks its own first, so that a bad config hangs no rank
     if world_size > 1:
         if broadcast is None:
             from engine.distributed import broadcast_object  # lazily: it imports torch
@@ -280,8 +280,8 @@ def load_synced_config(
 
 
 def read_source(schema: type[C], source: ConfigSource) -> C:
-    """The checked config of `source`. Of one to be put on top of a stored run's, whose values contradict the recipe's,
-    only what finds the run: they are checked beside the run's.
+    """The checked config of `source`. If it is an overlay whose values contradict the recipe, only the keys that find
+    the stored run: the rest is checked together with the run's config.
 
     Raises: UsageError.
     """
@@ -292,14 +292,14 @@ def read_source(schema: type[C], source: ConfigSource) -> C:
         if not source.overlay or not is_contradiction(error):
             raise with_place(error, source) from error
         needed = [each.name for each in fields(schema) if each.default is each.default_factory]  # both missing
-        found = {key: value for key, value in source.resolved.items() if key in {*schema.NOT_IDENTITY, *needed}}
-        config = structure(schema, with_defaults(schema, found))
+        finding = {key: value for key, value in source.resolved.items() if key in {*schema.NOT_IDENTITY, *needed}}
+        config = structure(schema, with_defaults(schema, finding))
     vars(config)["_source"] = source
     return config
 
 
 def with_place(error: UsageError, source: ConfigSource) -> UsageError:
-    """`error`, after `config/x.yaml line 3: ` where the key that it begins with is set in a file."""
+    """`error`, prefixed with `config/x.yaml line 3: ` if a file sets the key that it begins with."""
     if not HydraConfig.initialized():
         return error
     from engine.cli.files import place_of
@@ -310,7 +310,7 @@ def with_place(error: UsageError, source: ConfigSource) -> UsageError:
 
 
 def _check_script(source: ConfigSource, entry: str | None) -> None:
-    """Refuse a recipe of another entry script, whose keys would be called unknown one by one."""
+    """Refuse a recipe of another entry script, whose keys would be reported as unknown one by one."""
     running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
     declared = source.resolved.get("script")
     if not isinstance(declared, str) or not running or Path(declared).stem == Path(running).stem:
@@ -324,7 +324,7 @@ def _check_script(source: ConfigSource, entry: str | None) -> None:
 
 
 def source_of(config: RunConfig) -> ConfigSource:
-    """The YAML, resolved container, overrides and group choices behind a config of `load_synced_config`."""
+    """The source (YAML, resolved values, overrides, group choices) of a config from `load_synced_config`."""
     source: ConfigSource = vars(config)["_source"]
     return source
 
@@ -343,7 +343,7 @@ def _source(hydra_config: DictConfig) -> ConfigSource:
 
 
 def resolved_container(config: DictConfig) -> dict[str, Any]:
-    """Plain values of a composed or stored config. Raises: UsageError for a missing or unresolvable one."""
+    """The plain values of a composed or stored config. Raises: UsageError for a missing or unresolvable one."""
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -356,13 +356,13 @@ def resolved_container(config: DictConfig) -> dict[str, Any]:
 
 
 def task_overrides() -> list[str]:
-    """The overrides of this command or job as they were written: an interpolation in one is not resolved."""
+    """The overrides of this command or job as written, with interpolations unresolved."""
     written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return [str(word) for word in written]
 
 
 def refusal_within(error: BaseException) -> UsageError | None:
-    """The UsageError that a resolver of ours raised, in the chain of causes of what OmegaConf made of it."""
+    """The UsageError of one of our resolvers in the chain of causes of OmegaConf's error, or None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UsageError):
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""Which device, dtype and attention kernel a run uses, and the reason, in words; and how data get there."""
+"""Chooses a run's device, dtype and attention kernel, with a printed reason; and copies data to the device."""
 
 from __future__ import annotations
 
@@ -20,41 +20,39 @@ from engine.io import print_rank0
 from engine.signals import StopSignal
 from engine.task import Runtime
 
-ALIGNED = 16  # bytes: where each tensor of a buffer begins
+ALIGNMENT = 16  # bytes, of each tensor in a buffer
 
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device with the dtype that `auto` means on it; `reason` is what the run prints."""
+    """A device with the dtype that `auto` resolves to there; `reason` is printed."""
 
     device: torch.device
     dtype: torch.dtype
     reason: str
 
 
-def choose_device(asked: str) -> DeviceChoice:
+def choose_device(name: str) -> DeviceChoice:
     """Resolve `device=auto|cpu|cuda|cuda:N|mps`: `auto` takes the best one available, a named one must exist.
 
     Raises:
         UsageError: not the name of a device, or of one that this machine lacks.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", asked):
-        raise UsageError(f"device={asked}: expected auto, cpu, cuda, cuda:N or mps")
-    kind, _, index = asked.partition(":")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", name):
+        raise UsageError(f"device={name}: expected auto, cpu, cuda, cuda:N or mps")
+    kind, _, index = name.partition(":")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind = "cuda" if has_cuda else "mps" if has_mps else "cpu"
         why = {"cuda": "auto: CUDA found", "mps": "auto: Apple GPU found", "cpu": "auto: no GPU found"}[kind]
     elif (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
-        # nobody who asks for a GPU wants a week of training on the CPU instead
-        raise UsageError(
-            f"device={asked}: {_why_absent(kind)}: device=auto takes what is available, device=cpu the CPU"
-        )
+        # no silent fallback: a user who asks for a GPU does not want a week of training on the CPU
+        raise UsageError(f"device={name}: {_why_absent(kind)}: device=auto takes what is available, device=cpu the CPU")
     else:
-        why = f"device={asked} was asked for"
+        why = f"device={name} was asked for"
     if kind == "cuda":
         return _cuda(index, why)
-    # float32 on CPU and mps: bfloat16 is emulated or slow on many of them, and float32 is what results are checked in.
+    # float32 on CPU and mps: bfloat16 is emulated or slow on many of them, and results are checked in float32.
     return DeviceChoice(torch.device(kind), torch.float32, f"{why}; dtype auto is float32 on {kind}")
 
 
@@ -83,7 +81,7 @@ def _cuda(index: str, why: str) -> DeviceChoice:
 
 
 def check_attention(attention: str, device: torch.device) -> str:
-    """Return the attention backend to hand to models; `flash` is refused where it cannot run.
+    """Return the attention backend for models; `flash` is refused if it cannot run.
 
     Raises:
         UsageError: attention=flash without CUDA or without the flash-attn package.
@@ -101,7 +99,7 @@ def check_attention(attention: str, device: torch.device) -> str:
 
 
 def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Arrays of the host, by name, on `device`: on CUDA by one copy from pinned memory, which no step waits for."""
+    """Copy host arrays, by name, to `device`: to CUDA as one asynchronous copy from pinned memory."""
     tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -109,9 +107,9 @@ def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> d
 
 
 def _packed(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copies on `device` by name, views of one buffer; to CUDA it is sent while the device is computing."""
+    """Copies on `device` by name, as views of one buffer; to CUDA it is copied while the device computes."""
     pin = device.type == "cuda"
-    starts = [0, *accumulate(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values())]
+    starts = [0, *accumulate(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors.values())]
     buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin)
 
     def views(of: Tensor) -> Iterator[Tensor]:
@@ -120,26 +118,26 @@ def _packed(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
     for view, tensor in zip(views(buffer), tensors.values(), strict=True):
         view.copy_(tensor)
-    return dict(zip(tensors, views(_sent(buffer, device) if pin else buffer.to(device)), strict=True))
+    return dict(zip(tensors, views(_copy_async(buffer, device) if pin else buffer.to(device)), strict=True))
 
 
 @cache
-def _sending(device: torch.device) -> torch.cuda.Stream:
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _sent(buffer: Tensor, device: torch.device) -> Tensor:
-    """A copy of pinned memory [bytes] on `device`, made on a stream of its own, for which the present stream waits.
+def _copy_async(buffer: Tensor, device: torch.device) -> Tensor:
+    """Copy pinned memory [bytes] to `device` on a side stream, for which the current stream waits.
 
-    The allocators know both streams: the pinned memory is reused only after the copy, and the memory of the copy only
-    after the present stream has finished with it.
+    The allocators know both streams: the pinned memory is reused only after the copy, and the copy's memory only after
+    the current stream has finished with it.
     """
-    present, side = torch.cuda.current_stream(device), _sending(device)
+    current, side = torch.cuda.current_stream(device), _copy_stream(device)
     with torch.cuda.stream(side):
-        sent = buffer.to(device, non_blocking=True)
-    present.wait_stream(side)
-    sent.record_stream(present)
-    return sent
+        copy = buffer.to(device, non_blocking=True)
+    current.wait_stream(side)
+    copy.record_stream(current)
+    return copy
 
 
 def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> None:
@@ -152,12 +150,12 @@ def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> N
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    # TF32 for what stays float32 on a GPU; master weights and reductions are not affected.
+    # TF32 for matmuls that stay float32 on a GPU; master weights and reductions are not affected.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
 
 
 def print_device(config: RunConfig) -> None:
-    """The line on device, attention kernel and threads of this process."""
+    """Print device, attention kernel and threads of this process."""
     choice, threads = choose_device(config.device), torch.get_num_threads()
     attention = check_attention(config.attention, choice.device)
     print_rank0(f"device      {choice.device} ({choice.reason}); attention {attention}; {threads} CPU thread(s)")

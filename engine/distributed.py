@@ -1,8 +1,8 @@
 """Ranks, collectives and keyed random numbers.
 
-Everything here is the identity in a single process, so callers never branch on the number of ranks.
+Collectives are the identity in a single process, so callers never branch on the number of ranks.
 The batch layout is one rule: row i of the global batch always has slot i, rank r holds the contiguous rows
-[r * B / W, (r + 1) * B / W), and its micro-batches are contiguous pieces of those. B global rows, W ranks.
+[r * B / W, (r + 1) * B / W), and its micro-batches are contiguous slices of those. B global rows, W ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# What gloo and nccl report when the process at the other end is gone.
+# What gloo and nccl report when a peer process is gone.
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Connection refused", "recvValue")
 
 
@@ -46,7 +46,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its own machine, which is the number of its GPU."""
+    """This process's number on its machine, which is its GPU's number."""
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 
@@ -56,12 +56,12 @@ def is_main() -> bool:
 
 
 def under_torchrun() -> bool:
-    """Whether a launcher stands between this process and the shell: it reports exit code 1 whatever ours was."""
+    """Whether torchrun started this process: the shell then sees torchrun's exit code 1, whatever ours is."""
     return world_size() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def initialise(timeout_minutes: float = 30.0) -> None:
-    """Join the process group: gloo for CPU tensors, nccl for CUDA tensors where there is CUDA.
+    """Join the process group: gloo for CPU tensors, and nccl for CUDA tensors if there is CUDA.
 
     Does nothing in a single process or when called again; the collectives below call it on first use.
     """
@@ -76,16 +76,16 @@ def initialise(timeout_minutes: float = 30.0) -> None:
     timeout = timedelta(minutes=timeout_minutes)
     store, number, ranks = next(dist.rendezvous("env://", timeout=timeout))
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        store = dist.PrefixStore(_agree_on_life(store, number, ranks), store)
+        store = dist.PrefixStore(_agree_on_prefix(store, number, ranks), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=timeout)
 
 
-def _agree_on_life(store: Any, number: int, ranks: int) -> str:
-    """A key prefix that no earlier life of these ranks has used: torchrun's agents keep one store over all restarts, in
-    which a restarted rank would find the addresses of the dead.
+def _agree_on_prefix(store: Any, number: int, ranks: int) -> str:
+    """A key prefix that no earlier start of these ranks has used: torchrun's agents keep one store over all restarts,
+    in which a restarted rank would find the addresses of dead processes.
 
-    Every rank writes a fresh name. Rank 0 publishes the list of names until all ranks have signed the very same list,
-    so that the name of a dead rank, which signs nothing, is replaced before anybody proceeds.
+    Every rank writes a fresh name. Rank 0 publishes the list of names until all ranks have signed the same list, so
+    that the name of a dead process, which signs nothing, is replaced before any rank proceeds.
     """
     name = uuid.uuid4().hex
     store.set(f"life/{number}", name)
@@ -110,23 +110,23 @@ def _agree_on_life(store: Any, number: int, ranks: int) -> str:
 
 
 def lost_rank(error: BaseException) -> RankLost | None:
-    """The error as `RankLost` if it means that another rank is gone."""
+    """`error` as `RankLost` if it means that another rank is gone, else None."""
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
         return RankLost("another rank stopped, so this one stops too: the other rank's message gives the reason")
     return None
 
 
 def should_report(error: BaseException, code: int) -> bool:
-    """Whether this rank is to print its line about `error`; a rank that is not to may end here with `code`.
+    """Whether this rank should print its line about `error`; a rank that should not may exit here with `code`.
 
-    Under torchrun all ranks refuse alike, and rank 0 prints why: the others wait for torchrun to end them, as it does
-    when rank 0 is gone. If that does not come, the error was theirs alone.
+    Under torchrun all ranks refuse with the same error, and rank 0 prints it: the others wait for torchrun to stop
+    them, as it does once rank 0 is gone. If it does not, the error was only theirs.
     """
     if not isinstance(error, Exception):
         return is_main()  # a signal: all ranks stop
     patience_s = 20.0 if isinstance(error, RankLost) else 10.0 if isinstance(error, UsageError) and not is_main() else 0
     if patience_s and "TORCHELASTIC_RUN_ID" in os.environ:
-        if is_main():  # printed now: the rank that was lost may be waiting in here
+        if is_main():  # print now: the lost rank may itself be waiting here
             sys.stderr.write(f"error: {error}\n")
         signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
         time.sleep(patience_s)
@@ -135,7 +135,7 @@ def should_report(error: BaseException, code: int) -> bool:
 
 
 def report_to_launcher(error: BaseException, line: str | None) -> None:
-    """Write `line`, else the traceback, to torchrun's error file: its summary, which is printed last, shows it."""
+    """Write `line`, or the traceback if None, to torchrun's error file, which torchrun's final summary shows."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file is None or not isinstance(error, Exception) or isinstance(error, RankLost):
         return
@@ -146,7 +146,7 @@ def report_to_launcher(error: BaseException, line: str | None) -> None:
 
 
 def _collective(function: Callable[P, R]) -> Callable[P, R]:
-    """In place of the transport's error: `RankLost`, where another rank is gone."""
+    """Decorator that raises `RankLost` instead of the transport's error if another rank is gone."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -170,7 +170,7 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def _alone() -> bool:
+def _single_process() -> bool:
     if world_size() == 1:
         return True
     initialise()
@@ -179,8 +179,8 @@ def _alone() -> bool:
 
 @_collective
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's `value` on every rank (any picklable object; small things only)."""
-    if _alone():
+    """Rank 0's `value` on every rank (any small picklable object)."""
+    if _single_process():
         return value
     import torch.distributed as dist
 
@@ -190,9 +190,9 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_main(work: Callable[[], R]) -> R:
-    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed.
+    """Call `work` on rank 0; return its result, or raise its error, on every rank, so that none waits for a failed one.
 
-    Elsewhere than on rank 0 the error is a plain `UsageError` or `RunFailure` of the same text.
+    On ranks other than 0 the error is a plain `UsageError` or `RunFailure` with the same text.
     """
     if world_size() == 1:
         return work()
@@ -214,15 +214,15 @@ def on_main(work: Callable[[], R]) -> R:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` holds on any rank. A collective where there are several."""
+    """Whether `flag` is true on any rank. A collective."""
     import torch
 
     return bool(all_reduce_sum(torch.tensor(float(flag))) > 0)
 
 
 class Polls:
-    """Steps at which ranks ask each other what no step may wait for (whether to stop, e.g.): about one a second,
-    by the mean over the ranks of what a step takes, so that all of them ask at the same ones; alone, at every step."""
+    """Chooses the steps at which ranks communicate what should not delay every step (whether to stop, e.g.): about one
+    per second, from the mean step time over ranks, so that all choose the same; a single process: every step."""
 
     EVERY_S, MOST = 1.0, 50
 
@@ -231,15 +231,15 @@ class Polls:
         self._seconds = 0.0
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether to ask after `step`, when this rank has trained for `seconds`. Collective: all call it at the same
-        steps."""
+        """Whether to poll after `step`, when this rank has trained for `seconds`. A collective: all ranks call it at
+        the same steps."""
         if world_size() == 1:
             return True
         if step < self._next:
             return False
         import torch
 
-        pace = (seconds - self._seconds) / max(1, step - self._step)  # of this rank, seconds a step
+        pace = (seconds - self._seconds) / max(1, step - self._step)  # seconds per step on this rank
         mean = float(all_reduce_sum(torch.tensor(pace, dtype=torch.float64))) / world_size()
         self._next = step + max(1, min(self.MOST, int(self.EVERY_S / max(mean, 1e-9))))
         self._step, self._seconds = step, seconds
@@ -249,7 +249,7 @@ class Polls:
 @_collective
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over ranks in place and return it."""
-    if not _alone():
+    if not _single_process():
         import torch.distributed as dist
 
         dist.all_reduce(tensor)
@@ -259,12 +259,12 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 @_collective
 def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate every rank's rows [n, ...] to [W * n, ...] in rank order (all ranks give the same n)."""
-    if _alone():
+    if _single_process():
         return tensor
     import torch
     import torch.distributed as dist
 
-    # Booleans travel as bytes: not every backend reduces or gathers them.
+    # Booleans are sent as bytes: not every backend gathers them.
     wire = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor.contiguous()
     parts = [torch.empty_like(wire) for _ in range(world_size())]
     dist.all_gather(parts, wire)
@@ -272,14 +272,14 @@ def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local_rows(rows: int) -> tuple[int, int]:
-    """The half-open range of the global batch's `rows` that this rank holds."""
+    """The half-open range of this rank's rows among the `rows` of the global batch."""
     share = rows // world_size()
     return rank() * share, (rank() + 1) * share
 
 
 # --- keyed random numbers ---------------------------------------------------------------------------------------------
-# Nothing that touches data, halting, noise or sampling comes from a generator with hidden state: each draw is keyed by
-# (seed, purpose, step), so a resumed run, and any number of ranks, sees the same numbers without storing anything.
+# Data order, halting, noise and sampling use no generator with hidden state: each draw is keyed by (seed, purpose,
+# step), so a resumed run, and any number of ranks, sees the same numbers without storing anything.
 
 
 def _key(seed: int, purpose: str, step: int) -> int:
@@ -288,19 +288,19 @@ def _key(seed: int, purpose: str, step: int) -> int:
 
 
 def keyed_numpy(seed: int, purpose: str, step: int = 0) -> np.random.Generator:
-    """A fresh numpy generator that depends on nothing but the three keys."""
+    """A fresh numpy generator that depends only on the three keys."""
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose, step)))
 
 
 def keyed_generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A fresh torch CPU generator that depends on nothing but the three keys (draw on CPU, then move: same numbers)."""
+    """A fresh torch CPU generator that depends only on the three keys (draw on CPU, then copy: same numbers)."""
     import torch
 
     return torch.Generator().manual_seed(_key(seed, purpose, step))
 
 
 def key_global_draws(seed: int, purpose: str, step: int) -> None:
-    """The same for what draws from torch's global generators, on every device: dropout, and optimizers that draw."""
+    """Seed torch's global generators, on every device, by the three keys: for dropout and optimizers that draw."""
     import torch
 
     torch.manual_seed(_key(seed, purpose, step))

@@ -1,4 +1,4 @@
-"""The three ways in which a run can end badly, each with the exit code that a job runner reads.
+"""The three errors that end a run, each with the exit code that a job runner reads.
 
 `UsageError` -> 2, `RunFailure` -> 1, `Interrupted` -> 3. All three print one line and no traceback
 (set HYDRA_FULL_ERROR=1 to see it); any other exception is a bug or a broken machine and keeps its traceback (exit 1).
@@ -11,7 +11,7 @@ import os
 
 
 class UsageError(Exception):
-    """The command, the config or a file it names cannot be used. The text: what, expected, nearest choice."""
+    """The command, the config or a file it names cannot be used. The text: what is wrong, expected, nearest choice."""
 
     exit_code = 2
 
@@ -23,7 +23,7 @@ class RunFailure(Exception):
 
 
 class OutOfMemory(RunFailure):
-    """Memory ran out at a step; names the key that sets the batch, and its value."""
+    """Out of memory in a step; names the batch-size key and its value."""
 
     def __init__(self, text: str, batch_key: str, batch_rows: int) -> None:
         super().__init__(text)
@@ -31,13 +31,13 @@ class OutOfMemory(RunFailure):
 
 
 class RankLost(RunFailure):
-    """Another rank of this run is gone; its message has the reason."""
+    """Another rank of this run is gone; that rank's message has the reason."""
 
 
 class Interrupted(BaseException):
     """A signal asked the run to stop; the checkpoint is on disk and the same command resumes from it.
 
-    Like KeyboardInterrupt no Exception, so that nothing takes it for a failed download or optimizer and continues.
+    Like KeyboardInterrupt not an Exception, so that no handler takes it for a failed download, e.g., and continues.
     """
 
     exit_code = 3
@@ -51,12 +51,12 @@ REFUSED = RIGHTS | PLACES | BUSY
 
 
 def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
-    """One line for what a disk or its rights refuse; None for any other error, a missing file included (a bug)."""
+    """`error` in one line if a disk or its permissions caused it; None for others, including a missing file (a bug)."""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # pathlib before Python 3.13
         return UsageError(f"{str(error).partition(' from ')[2]} is a symbolic link that points to itself: remove it")
     if not isinstance(error, OSError):
         return None
-    # numpy counts what it could not write, and reports no more than that
+    # numpy's error on a full disk has no errno, only the number of items written
     code = errno.ENOSPC if error.errno is None and " requested and " in str(error.args) else error.errno
     if code not in FULL | REFUSED:
         return None

@@ -1,10 +1,10 @@
-"""What the field of a config dataclass declares beside its type: the range of its values, and when it does nothing.
+"""Annotations of config fields: the range of the values, and when the field has no effect.
 
     ema: bool = False
     ema_rate: Annotated[float, Range(0, below=1), Inert("ema=false")] = 0.999
 
-`check_fields` in `__post_init__` compares the values with ranges and choices; checks of several fields stay there. A
-marker's arguments are literals wherever its module imports torch: --help and the messages read them without importing.
+`check_fields` in `__post_init__` checks values against ranges and choices; checks across fields stay there. In modules
+that import torch, a marker's arguments must be literals: --help and messages read them without importing.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _WORDS = {"null": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each number in a list: `low` and `high` belong to it, `above` and `below` do not."""
+    """Bounds of a number, or of each number in a list: `low` and `high` inclusive, `above` and `below` exclusive."""
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
     below: float | None = None
     hint: str = ""
-    """Ends the message, e.g. what serves instead."""
+    """Appended to the message, e.g. an alternative."""
 
     def fits(self, value: Any) -> bool:
-        """Whether a number, or each one in a list, lies within; true of anything else, such as null."""
+        """Whether a number, or each one in a list, is within the bounds; true for anything else, such as null."""
         numbers = value if isinstance(value, list) else [value]
-        return all(self._holds(number) for number in numbers if isinstance(number, int | float))
+        return all(self._contains(number) for number in numbers if isinstance(number, int | float))
 
     def describe(self, name: str, value: Any) -> str:
-        """What was expected of the field `name` in place of `value`."""
+        """What was expected of the field `name` instead of `value`, as text."""
         low, high = self._ends
         if low is not None and high is not None and not isinstance(value, int):
             whole = self.above is None and self.below is None
@@ -64,28 +64,28 @@ class Range:
     def _ends(self) -> tuple[float | None, float | None]:
         return self.low if self.above is None else self.above, self.high if self.below is None else self.below
 
-    def _holds(self, number: float) -> bool:
+    def _contains(self, number: float) -> bool:
         low, high = self._ends
         above = low is None or (number >= low if self.above is None else number > low)
         return above and (high is None or (number <= high if self.below is None else number < high))
 
 
 def _number(value: float) -> str:
-    """A bound; powers of two beyond a million as such."""
+    """A bound as text; powers of two beyond a million as `2^n`."""
     power = int(value).bit_length() - 1
     return f"2^{power}" if power > 20 and value == 2**power else f"{value:g}"
 
 
 @dataclass(frozen=True)
 class NotBlank:
-    """Text that is more than spaces; `what` it names."""
+    """The text must not be blank; `what` it names."""
 
     what: str
 
 
 @dataclass(frozen=True)
 class Inert:
-    """The field has no effect while `when` holds of the script's whole config; `why` is the reason in words.
+    """The field has no effect if `when` is true of the script's whole config; `why` is the reason as text.
 
     `when` is text, `key=value`, `key!=value` or `key>=key`, several joined by ` and `, "" for always; or a predicate of
     the resolved config.
@@ -96,16 +96,16 @@ class Inert:
 
     @property
     def reason(self) -> str:
-        """The text in messages."""
+        """Text for messages."""
         return self.why or str(self.when)
 
     @property
     def condition(self) -> str:
-        """The text in --help: the condition where it is text."""
+        """Text for --help: the condition if it is text, else the reason."""
         return self.when if isinstance(self.when, str) else self.why
 
     def holds(self, config: Mapping[str, Any]) -> bool:
-        """Whether the field does nothing in `config`, a resolved container."""
+        """Whether the field has no effect in `config`, a resolved container."""
         if not isinstance(self.when, str):
             return self.when(config)
         return not self.when or all(_holds(part, config) for part in self.when.split(" and "))
@@ -134,7 +134,7 @@ def value_at(config: Any, key: str, default: Any = None) -> Any:
 
 
 def flatten(block: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a nested mapping, each block before what is in it."""
+    """Yield (dotted key, value) for everything in a nested mapping, each block before its contents."""
     for key, value in block.items():
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
@@ -142,13 +142,13 @@ def flatten(block: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def inert_by(markers: tuple[Any, ...], config: Mapping[str, Any]) -> str:
-    """The reason why a field of these markers has no effect in `config`; "" where it has one."""
+    """The reason why a field with these markers has no effect in `config`; "" if it has one."""
     return next((mark.reason for mark in markers if isinstance(mark, Inert) and mark.holds(config)), "")
 
 
 @functools.cache
 def declared(schema: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """Field -> (its type, the marks beside it); a subclass that gives another default only keeps its base's marks."""
+    """Field -> (type, markers); a subclass that only changes the default keeps the base's markers."""
     split: dict[str, tuple[Any, tuple[Any, ...]]] = {}
     for cls in reversed(schema.__mro__):
         if is_dataclass(cls):
@@ -160,12 +160,12 @@ def declared(schema: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
 
 def check_fields(config: Any, place: str = "") -> None:
-    """Compare each field of a dataclass with its range and its choices; `place` is where it is in the config.
+    """Check each field of a dataclass against its range and choices; `place` is its dotted key in the config.
 
-    Raises: ValueError of one line that names the key, what was expected and what was given.
+    Raises: ValueError in one line that names the key, what was expected and what was given.
     """
     schema: Any = type(config)
-    follows = getattr(schema, "FOLLOWS", {})  # these last: what is wrong with them is wrong with the key they follow
+    follows = getattr(schema, "FOLLOWS", {})  # checked last: the error should name the key that they follow
     for name, (kind, markers) in sorted(declared(schema).items(), key=lambda item: item[0] in follows):
         value, key = getattr(config, name), f"{place}.{name}" if place else name
         null = f", or {key}=null" if type(None) in get_args(kind) else ""

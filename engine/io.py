@@ -1,7 +1,7 @@
-"""Files that are complete or absent, locks that die with their process, and lines that are printed once.
+"""Atomic files (complete or absent), locks that end with their process, and printing on rank 0.
 
-Everything a run writes for others to read goes through here: it is written under a temporary name in the same
-folder, fsynced and renamed, so a reader (or a kill -9) meets the old file or the new one, never half of one.
+Everything a run writes for others to read goes through here: it is written under a temporary name in the same folder,
+fsynced and renamed, so that a reader, or a kill -9, finds the old file or the new one, never a partial one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-# Names imported "as" themselves are here for packages that may import only this module.
+# Names imported "as" themselves are re-exported for packages that may import only this module.
 from engine.cli.console import as_typed, begin as begin, execute as execute
 from engine.errors import RunFailure as RunFailure, UsageError as UsageError
 from engine.reading import (
@@ -36,9 +36,9 @@ from engine.reading import (
 from engine.signals import leave_to_parent as leave_to_parent, on_main_rank
 
 T = TypeVar("T")
-# `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system
+# `.<name>.tmp-<pid>-<n>`: hidden, and in the same folder so that the rename never crosses file systems
 TEMPORARY = ".tmp-"
-# `.<name>.old-<pid>-<n>`: a directory on its way out while its successor is renamed into place
+# `.<name>.old-<pid>-<n>`: a directory moved aside while its successor is renamed into place
 REPLACED = ".old-"
 QUIET_SECONDS = 20.0
 _counter = itertools.count()
@@ -46,7 +46,7 @@ _without_links: set[Path] = set()
 
 
 def _sibling(path: Path, mark: str) -> Path:
-    """A free name beside `path`: in a container every process may have had this pid before."""
+    """A free name in the folder of `path`: in containers, an earlier process may have had the same pid."""
     while True:
         sibling = path.parent / f".{path.name}{mark}{os.getpid()}-{next(_counter)}"
         if not os.path.lexists(sibling):
@@ -54,12 +54,12 @@ def _sibling(path: Path, mark: str) -> Path:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a writer that was killed left a file of this name."""
+    """Whether `name` is that of a killed writer's temporary file."""
     return name.startswith(".") and (TEMPORARY in name or REPLACED in name)
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
-    """Make the names inside `path` durable. File systems that cannot sync a directory are left alone."""
+    """Make the names inside `path` durable. Ignored on file systems that cannot sync a directory."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -71,15 +71,15 @@ def fsync_directory(path: str | os.PathLike[str]) -> None:
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace `path` by `data` in one step. Parents are created; on any error the old file is untouched.
+    """Replace the file `path` by `data` atomically. Parents are created; on any error the old file is unchanged.
 
-    Raises: OSError (disk full, no permission); the temporary file is removed first.
+    Raises: OSError (disk full, no permission), after removing the temporary file.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(final, TEMPORARY)
     try:
-        with open(temporary, "xb") as stream:  # x: never through a link there
+        with open(temporary, "xb") as stream:  # x: never follow a link of that name
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -87,13 +87,13 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        _name(error, final)
+        _add_filename(error, final)
         raise
     fsync_directory(final.parent)
 
 
-def _name(error: BaseException, path: Path) -> None:
-    """Name the file in an OSError of a write, which the system leaves without a name."""
+def _add_filename(error: BaseException, path: Path) -> None:
+    """Add the file name to an OSError of a write, which the system reports without one."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
 
@@ -104,7 +104,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values of what json refuses: paths, and the scalars and arrays of numpy and torch."""
+    """Convert what json refuses: paths, and the scalars and arrays of numpy and torch."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
@@ -113,18 +113,18 @@ def _plain(value: Any) -> Any:
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, keys in the given order. Raises TypeError on what JSON cannot hold."""
+    """Write `value` as indented JSON, keys in the given order. Raises: TypeError for what JSON cannot represent."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 
 @contextlib.contextmanager
 def atomic_directory(final: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary directory that becomes `final` at a clean exit, and vanishes on any error.
+    """Yield an empty temporary directory that becomes `final` at a clean exit, and is removed on any error.
 
-    Every file inside and the directories themselves are fsynced before the rename.
+    All files inside and the directories themselves are fsynced before the rename.
 
-    Raises: FileExistsError when `final` exists, unless `replace`: then the old directory is moved aside, the
-    new one renamed into place, the old one removed (`remove_leftovers` undoes a kill between the renames).
+    Raises: FileExistsError if `final` exists, unless `replace`: then the old directory is moved aside, the new one
+    renamed into place, the old one removed (`remove_leftovers` repairs a kill between the renames).
     """
     final = Path(final)
     if final.exists() and not replace:
@@ -141,7 +141,7 @@ def atomic_directory(final: str | os.PathLike[str], *, replace: bool = False) ->
             os.rename(final, old)
         os.rename(temporary, final)
     except BaseException as error:
-        _name(error, final)
+        _add_filename(error, final)
         shutil.rmtree(temporary, ignore_errors=True)
         if old is not None and old.exists() and not final.exists():
             os.rename(old, final)
@@ -160,28 +160,28 @@ def _fsync_tree(root: Path) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
-    """Clear what killed writers left in `folder`; returns the names. Only for the holder of a lock on it.
+    """Remove what killed writers left in `folder`; return the names. Only for the holder of a lock on it.
 
-    A directory that was moved aside for a successor that never came is moved back instead.
+    A directory that was moved aside, but not replaced, is moved back instead.
     """
-    done = []
+    handled = []
     folder = Path(folder)
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not is_leftover(entry.name):
             continue
-        home = folder / entry.name[1:].rpartition(REPLACED)[0]
-        if REPLACED in entry.name and not os.path.lexists(home):
-            os.rename(entry, home)
+        original = folder / entry.name[1:].rpartition(REPLACED)[0]
+        if REPLACED in entry.name and not os.path.lexists(original):
+            os.rename(entry, original)
         elif entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
-        done.append(entry.name)
-    return done
+        handled.append(entry.name)
+    return handled
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """A path as a person writes it: a leading `~` or `~name` is the home folder. Shells leave `--flag=~/x` alone."""
+    """A path with a leading `~` or `~name` expanded: shells do not expand it in `--flag=~/x`."""
     return Path(os.path.expanduser(text))
 
 
@@ -194,13 +194,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def sha256_json(value: Any) -> str:
     """Hexadecimal sha256 of a JSON value, independent of key order and white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
-    # Through JSON once more: keys that were not strings are sorted as the strings they become.
+    # Round trip through JSON: keys that were not strings become strings before they are sorted.
     text = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def make_link(place: Path, target: str) -> None:
-    """Make `place` a relative link to `target`. A convenience: a failure is a warning, once a folder."""
+    """Make `place` a relative link to `target`. A convenience: a failure is only a warning, once per folder."""
     if place.parent in _without_links or (place.is_symlink() and os.readlink(place) == target):
         return
     temporary = _sibling(place, TEMPORARY)
@@ -217,26 +217,26 @@ def make_link(place: Path, target: str) -> None:
 
 
 def remove_directory(path: str | os.PathLike[str]) -> None:
-    """Remove a directory; a kill in the middle leaves no half of it under its name. Raises: OSError."""
-    doomed = _sibling(Path(path), TEMPORARY)
-    os.rename(path, doomed)
-    doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
+    """Remove a directory; a kill in between leaves no partial one under its name. Raises: OSError."""
+    renamed = _sibling(Path(path), TEMPORARY)
+    os.rename(path, renamed)
+    renamed.unlink() if renamed.is_symlink() else shutil.rmtree(renamed)
 
 
 @contextlib.contextmanager
 def file_lock(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, which is created when missing and names the holder's pid.
+    """Hold an exclusive lock on the file `path`, which is created if missing and contains the holder's pid.
 
-    The kernel drops the lock when the process ends, however it ends. The file stays: a removed lock file can
-    be held twice, by its old and by its new inode. A file system without locks (some network ones) costs a warning.
+    The kernel releases the lock when the process ends, in whatever way. The file stays: a removed lock file could be
+    locked twice, by its old and its new inode. A file system without locks (some network ones) gives a warning.
 
-    Raises: UsageError when another holder has it and `wait` is false, or `path` is a link; OSError.
+    Raises: UsageError if another process holds it and `wait` is false, or `path` is a link; OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = _locked_handle(path, wait)
     try:
-        with contextlib.suppress(OSError):  # on a full disk the lock holds, only without the holder's pid
+        with contextlib.suppress(OSError):  # on a full disk the lock works, but without the holder's pid
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -254,7 +254,7 @@ def _locked_handle(path: Path, wait: bool) -> int:
             raise UsageError(f"{path} is a symbolic link, not one of our locks: remove it") from None
         try:
             _flock(handle, path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The folder may have been renamed while we waited: then this lock guards another place.
+            # The folder may have been renamed while we waited: then we hold the lock of another path.
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BlockingIOError:
@@ -280,16 +280,16 @@ def _flock(handle: int, path: Path, how: int) -> None:
 
 
 def print_rank0(line: str) -> None:
-    """Print one line at once, on rank 0 only (RANK of the environment)."""
+    """Print one line on rank 0 (by the environment's RANK) and flush."""
     if on_main_rank():
         sys.stdout.write(f"{as_typed(line)}\n")
         sys.stdout.flush()
 
 
 def progress(iterable: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """Iterate with a bar on a terminal, elsewhere with a plain line on stderr for each tenth of `total`; on rank 0.
+    """Iterate with a progress bar on a terminal, else with a line on stderr for each tenth of `total`; only on rank 0.
 
-    There is no line within `QUIET_SECONDS` of the start or of the last one, so none of short work.
+    There is no line within `QUIET_SECONDS` of the start or of the last line, so none for short work.
     """
     if not on_main_rank():
         yield from iterable
@@ -300,18 +300,18 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str = ""
 
         yield from track(iterable, description=label, total=total, console=Console(stderr=True), transient=True)
         return
-    began = printed_at = time.monotonic()
+    start = printed_at = time.monotonic()
     printed = 0
     for done, item in enumerate(iterable, start=1):
         yield item
         tenths, now = 10 * done // total if total else 0, time.monotonic()
         if printed < tenths < 10 and now - printed_at >= QUIET_SECONDS:
-            printed, printed_at, left = tenths, now, (now - began) / done * ((total or done) - done)
-            sys.stderr.write(f"{label}: {done} of {total} after {now - began:.0f} s, about {left:.0f} s left\n")
+            printed, printed_at, left = tenths, now, (now - start) / done * ((total or done) - done)
+            sys.stderr.write(f"{label}: {done} of {total} after {now - start:.0f} s, about {left:.0f} s left\n")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """End of an error line: `did you mean 'x'?` when one choice is near, else the choices (at most 20)."""
+    """The end of an error line: `did you mean 'x'?` if a choice is similar, else the choices (at most 20)."""
     known = sorted({str(choice) for choice in choices})
     words = sorted(name.split("_"))
     near = [choice for choice in known if sorted(choice.split("_")) == words]  # the same words in another order

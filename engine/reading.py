@@ -1,8 +1,8 @@
-"""Reading files that other people may have written: regular files only, of bounded size, depth and expansion.
+"""Reads files of unknown origin: regular files only, of bounded size, depth and expansion.
 
-A run, a data set or a recipe may come from anywhere. Whatever lies under the name that is asked for (a folder, a pipe,
-/dev/zero, a terabyte, brackets ten thousand deep, a YAML file of aliases that double) costs one line and no more.
-All readers of JSON and YAML use this module; SECURITY.md has the threats.
+A run, a data set or a recipe may come from anywhere. Whatever a path leads to (a folder, a pipe, /dev/zero, a terabyte,
+brackets ten thousand deep, a YAML file of doubling aliases), the only consequence is an error of one line.
+All readers of JSON and YAML use this module; SECURITY.md lists the threats.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import yaml
 from engine.errors import UsageError
 
 JSON_LIMIT, YAML_LIMIT, TEXT_LIMIT = 1 << 26, 1 << 22, 1 << 22
-"""Bytes. What this project writes stays far below: the state of an optimizer of a hundred layers takes 100 kB."""
+"""Bytes. Files of this project are far smaller: state.json for an optimizer of a hundred layers has 100 kB."""
 DEPTH = 64
-"""Brackets in brackets. A config has 6, a state 12."""
+"""Limit of nesting. A config has a depth of 6, a state 12."""
 NODES = 200_000
-"""Values of a YAML file once every alias is replaced by what it stands for."""
+"""Limit of values in a YAML file with all aliases expanded."""
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
-RECKONED = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-"""Bare numbers that YAML 1.1 takes for octal or for hours and minutes; on a command line none of them is a number."""
+CONVERTED = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Bare words that YAML 1.1 reads as octal numbers or as hours and minutes; the command line reads them otherwise."""
 
 
 class Unreadable(ValueError):
-    """A file is not what it has to be. The text states the fault, without the file's name."""
+    """A file is not readable as expected. The text states the fault, without the file's name."""
 
 
 def kind_fault(mode: int) -> str | None:
-    """Why a file of this `st_mode` is not one to read; None for a regular file."""
+    """Why a file of this `st_mode` must not be read; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
@@ -46,14 +46,14 @@ def kind_fault(mode: int) -> str | None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is not a regular file, for libraries that open a path themselves. Raises: OSError, Unreadable."""
+    """Refuse anything but a regular file, for libraries that open a path themselves. Raises: OSError, Unreadable."""
     fault = kind_fault(os.stat(path).st_mode)
     if fault:
         raise Unreadable(fault)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading; a pipe without a writer does not hold us up. Raises: OSError, Unreadable."""
+    """Open a regular file for reading; never blocks on a pipe without a writer. Raises: OSError, Unreadable."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     fault = kind_fault(os.fstat(handle).st_mode)
     if fault:
@@ -63,7 +63,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> bytes:
-    """The bytes of a regular file of at most `limit`. Raises: OSError, Unreadable."""
+    """The bytes of a regular file of at most `limit` bytes. Raises: OSError, Unreadable."""
     with open_regular(path) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
@@ -72,17 +72,17 @@ def read_bytes(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
-    """A UTF-8 file; a byte order mark is not part of it. Raises: OSError, Unreadable."""
+    """The text of a UTF-8 file, without a byte order mark. Raises: OSError, Unreadable."""
     return _text(read_bytes(path, limit))
 
 
 def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT, *, unique: bool = False) -> Any:
-    """The value in a JSON file; `unique` refuses an object that has a key twice. Raises: OSError, Unreadable."""
+    """The value in a JSON file; `unique` refuses duplicate keys. Raises: OSError, Unreadable."""
     return parse_json(read_bytes(path, limit), unique=unique)
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file that is needed. Raises: UsageError that names the file and its fault."""
+    """The object in a required JSON file. Raises: UsageError that names the file and its fault."""
     try:
         value = read_json(path)
     except (OSError, Unreadable) as error:
@@ -105,7 +105,7 @@ def parse_json(data: bytes, *, unique: bool = False) -> Any:
     try:
         value = json.loads(_text(data), object_pairs_hook=_unique if unique else None)
         if b"\\u" in data:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed or stored
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be printed or stored
     except UnicodeEncodeError:
         raise Unreadable("is not JSON (it holds half a character)") from None
     except Unreadable:
@@ -123,13 +123,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> str:
-    """The text of a YAML file that is safe to load, see `check_yaml`. Raises: OSError, Unreadable."""
+    """The text of a YAML file that is safe to load (see `check_yaml`). Raises: OSError, Unreadable."""
     return check_yaml(read_text(path, YAML_LIMIT))
 
 
 def check_yaml(text: str) -> str:
-    """`text` itself if it is YAML that a loader gets through: no syntax error, not too deep, its aliases, each replaced
-    by what it stands for, not too many, and no number that would become another (010, 1:30). Raises: Unreadable.
+    """Return `text` if it is YAML that is safe to load: no syntax error, not too deep, not too many values with aliases
+    expanded, and no number that YAML would read as another (010, 1:30). Raises: Unreadable.
     """
     if len(text) > YAML_LIMIT:
         raise Unreadable(f"has more than {YAML_LIMIT:,} characters, far too many for a config")
@@ -151,7 +151,7 @@ def check_yaml(text: str) -> str:
                     raise Unreadable(f"holds an alias within itself (*{event.anchor})")
                 add(sizes.get(str(event.anchor), 1))
             elif isinstance(event, yaml.ScalarEvent):
-                if event.implicit[0] and not event.tag and RECKONED.fullmatch(event.value):
+                if event.implicit[0] and not event.tag and CONVERTED.fullmatch(event.value):
                     meant, line = yaml.safe_load(event.value), event.start_mark.line + 1
                     raise Unreadable(f"line {line}: YAML reads {event.value} as {meant}: quote text, or write {meant}")
                 add(1, event.anchor)
@@ -170,7 +170,7 @@ def check_yaml(text: str) -> str:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """The text of an error of this module, for a line that begins with the file's name."""
+    """The text of an error of this module, to follow the file's name."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
     return str(error)

@@ -1,8 +1,8 @@
-"""Names that a config or a file may choose: `module@Class` under five packages, and the entry scripts. Nothing else.
+"""Resolves the names that a config or a file may contain: `module@Class` in five packages, and the entry scripts.
 
-A checkpoint, a stored config and a recipe come from anywhere, so a name in them never imports more than a module of
-this project: a package of the same name in the working directory, or elsewhere on sys.path, is refused (SECURITY.md).
-An entry script stands for a `Family`: the one object by which the rest of the project knows a folder of tasks/.
+A checkpoint, a stored config or a recipe may come from anywhere, so a name in them never imports anything but a module
+of this project: a package of the same name in the working directory or elsewhere on sys.path is refused (SECURITY.md).
+Each entry script has a `Family`, the only object through which the rest of the project uses a folder of tasks/.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.schema import structure
 
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
 CONTRACTS = {"models": ("forward",), "losses": ("forward",), "evaluators": ("begin", "update", "result")}
-"""What a class of a slot is called with: a class without these methods is a helper of its module."""
+"""Methods that a class of a slot must have: a class without them is a helper of its module."""
 FAMILIES = {
     "pretrain": "recursive_reasoning",
     "pretrain_etrm": "etrm",
@@ -32,18 +32,18 @@ FAMILIES = {
     "train_animal": "animal",
     **dict.fromkeys(("feedforward_train", "feedbackward_alt_train", "feedbackward_rec_alt_train"), "feedback"),
 }
-"""Entry script -> its folder under tasks/. The `entry` of a checkpoint and the `script` of a stored config name one of
-them or are refused."""
+"""Entry script -> its folder in tasks/. The `entry` of a checkpoint and the `script` of a stored config must be one of
+these."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
 Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
-"""(words of the command line in Hydra's style, config groups, what became of which word) -> words."""
+"""(words of the command line in Hydra's style, config groups, key -> its spelling in the command) -> words."""
 
 
 @dataclass(frozen=True)
 class Arch:
-    """What an `arch` block names: the classes, and their checked configs (None where a class has none)."""
+    """The classes that an `arch` block names, and their checked configs (None if a class has none)."""
 
     model_class: type
     model_config: Any
@@ -53,36 +53,36 @@ class Arch:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A folder of tasks/, as one entry script has it: `FAMILY` in its family.py, or several of other names. Making one
-    imports no torch; build.py and the others are imported by the first method that needs them.
+    """A folder of tasks/ as used by one entry script: `FAMILY` in its family.py, or several under other names. Creating
+    one does not import torch; build.py and other modules are imported by the first method that needs them.
 
     build.py has `check(config)`, `create_model(config, shape, runtime)` and `build(config, runtime, create_model)`.
     """
 
     entry: str
-    """The root script without .py, which a checkpoint's manifest stores."""
+    """The entry script's name without .py, as stored in a checkpoint's manifest."""
     package: str
     """The folder as a package, `tasks.<name>`."""
     config_name: str
     """The recipe that the script's @hydra.main names."""
     schema: type[RunConfig]
     requires: Mapping[str, str]
-    """What a model class has to declare: FAMILY, DATA_MODE, ..."""
+    """Class variables that a model class must have: FAMILY, DATA_MODE, ..."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Documented key names -> keys of the schema."""
     rewrite: Rewrite | None = None
-    """Turns documented values that mean another key into Hydra's words."""
+    """Rewrites documented values that mean another key."""
     data_folders: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
     """The folders of data that a stored config names."""
 
     def part(self, name: str) -> ModuleType | None:
-        """The module `name` of the folder (build, evaluate, verify, ...), imported now; None where there is none."""
+        """The module `name` of the folder (build, evaluate, verify, ...), imported now; None if there is none."""
         if importlib.util.find_spec(f"{self.package}.{name}") is None:
             return None
         return importlib.import_module(f"{self.package}.{name}")
 
     def function(self, part: str, name: str) -> Callable[..., Any] | None:
-        """The function `name` of a module of the folder; None where there is none."""
+        """The function `name` of a module of the folder; None if there is none."""
         return getattr(self.part(part), name, None)
 
     @property
@@ -90,15 +90,15 @@ class Family:
         return importlib.import_module(f"{self.package}.build")
 
     def read_arch(self, config: Any) -> Arch:
-        """What `config.arch` names. Raises: UsageError as `read_arch`."""
+        """The classes and configs of `config.arch`. Raises: UsageError like `read_arch`."""
         return read_arch(config.arch, **self.requires)
 
     def check(self, config: Any) -> None:
-        """Everything that can be wrong in names and keys, before data are read. Raises: UsageError."""
+        """Check all names and keys, before data are read. Raises: UsageError."""
         self._build.check(config)
 
     def create_model(self, config: Any, shape: Any, runtime: Any) -> tuple[Any, Any]:
-        """(model, loss head) on the device. Raises: UsageError where they misfit the data."""
+        """(model, loss head) on the device. Raises: UsageError if they do not fit the data."""
         model, loss_head = self._build.create_model(config, shape, runtime)
         return model, loss_head
 
@@ -108,7 +108,7 @@ class Family:
 
 
 def family_of(entry: str, where: str) -> Family:
-    """The family of the entry script `entry`. `where` begins the line of the error. Raises: UsageError."""
+    """The family of the entry script `entry`; `where` begins the error's line. Raises: UsageError."""
     if entry not in FAMILIES:
         raise UsageError(f"{where}: {entry!r}: expected an entry script, {did_you_mean(str(entry), FAMILIES)}")
     known = vars(import_ours(f"tasks.{FAMILIES[entry]}.family", where)).values()
@@ -116,14 +116,14 @@ def family_of(entry: str, where: str) -> Family:
 
 
 def families() -> list[Family]:
-    """All of them."""
+    """The families of all entry scripts."""
     return [family_of(entry, "tasks/") for entry in FAMILIES]
 
 
 def read_arch(arch: Mapping[str, Any], **declared: str) -> Arch:
-    """The classes that an `arch` block names, with their configs; the model class has to declare what is `declared`.
+    """The classes that an `arch` block names, with their configs; the model class must have the `declared` variables.
 
-    Raises: UsageError: an unknown name or key, or an architecture of another family of models.
+    Raises: UsageError for an unknown name or key, or an architecture of another family of models.
     """
     hyper, loss = split_arch(arch)
     name = hyper.pop("name", "")
@@ -136,22 +136,22 @@ def read_arch(arch: Mapping[str, Any], **declared: str) -> Arch:
 
 
 def create_evaluators(blocks: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """An evaluator for each block of `evaluators`, `{name: module@Class, ...}`. Raises: UsageError as `read_arch`."""
-    made = []
+    """An evaluator for each block of `evaluators`, `{name: module@Class, ...}`. Raises: UsageError like `read_arch`."""
+    evaluators = []
     for number, block in enumerate(blocks):
         where = f"evaluators[{number}]"
         cls = resolve(block.get("name"), "evaluators", f"{where}.name")
-        made.append(cls(build_config(cls, block, where)))
-    return made
+        evaluators.append(cls(build_config(cls, block, where)))
+    return evaluators
 
 
 def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     """The class that `name` means in `slot`, imported now.
 
-    `heads@Head` in slot losses is `losses.heads`; the slot's own package as first part is absolute (`losses@Head`).
-    `where` is the dotted key that errors name. Raises: UsageError listing what exists, also for a class of another
-    slot and for one that is no more than a helper; an ImportError raised *inside* an existing module goes through
-    unchanged, it is a bug there and not a wrong name.
+    `heads@Head` in slot losses is in `losses.heads`; a name that begins with the slot's own package is absolute
+    (`losses@Head`). `where` is the dotted key that errors name. Raises: UsageError listing what exists, also for a
+    class of another slot or a mere helper class; an ImportError raised *inside* an existing module is passed on
+    unchanged: it is a bug there, not a wrong name.
     """
     if slot not in SLOTS:
         raise ValueError(f"slot {slot!r} is not one of {SLOTS}")
@@ -169,20 +169,20 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
             raise UsageError(f"{place}: {name!r}: there is no module {'.'.join(parts[:depth])}: {hint}")
     target = import_ours(".".join(parts), place)
     cls = getattr(target, cls_name, None)
-    if not isinstance(cls, type) or cls.__module__.partition(".")[0] != slot:  # imported there, not made there
+    if not isinstance(cls, type) or cls.__module__.partition(".")[0] != slot:  # only imported there, not defined
         hint = did_you_mean(cls_name, classes_of(target))
         raise UsageError(f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: {hint}")
-    lacking = [method for method in CONTRACTS.get(slot, ()) if not callable(getattr(cls, method, None))]
-    if lacking:
-        fitting = [name for name in classes_of(target) if callable(getattr(getattr(target, name), lacking[0], None))]
+    missing = [method for method in CONTRACTS.get(slot, ()) if not callable(getattr(cls, method, None))]
+    if missing:
+        usable = [name for name in classes_of(target) if callable(getattr(getattr(target, name), missing[0], None))]
         raise UsageError(
-            f"{place}: {name!r} has no {lacking[0]}(), so it cannot be used here: {did_you_mean('', fitting)}"
+            f"{place}: {name!r} has no {missing[0]}(), so it cannot be used here: {did_you_mean('', usable)}"
         )
     return cls
 
 
 def split_name(name: str, slot: str) -> tuple[list[str], str] | None:
-    """(parts of the module's dotted name, class) that `name` means in `slot`; None where it is not module@Class."""
+    """(parts of the module's dotted name, class) that `name` means in `slot`; None if it is not module@Class."""
     module, at, cls_name = name.partition("@")
     parts = module.split(".")
     if not at or not all(part.isidentifier() for part in [*parts, cls_name]):
@@ -191,7 +191,7 @@ def split_name(name: str, slot: str) -> tuple[list[str], str] | None:
 
 
 def split_arch(arch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the model's keys with its name, those of its loss), as copies. Raises: UsageError where a block is none."""
+    """(the model's keys with its name, those of its loss), as copies. Raises: UsageError if the loss is not a block."""
     hyper = dict(arch)
     loss = hyper.pop("loss", None) or {}
     if not isinstance(loss, Mapping):
@@ -200,9 +200,9 @@ def split_arch(arch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def build_config(cls: type, data: Mapping[str, Any], where: str, skip: Iterable[str] = ("name",)) -> Any:
-    """`cls.Config` from its block of config; keys in `skip` are left out unless declared.
+    """`cls.Config` from its block of the config; keys in `skip` are ignored unless declared.
 
-    Raises: UsageError as `engine.schema.structure`, also for keys given to a class without a Config.
+    Raises: UsageError like `engine.schema.structure`, also for keys given to a class without a Config.
     """
     schema = getattr(cls, "Config", None)
     declared = getattr(schema, "__dataclass_fields__", {})
@@ -215,7 +215,7 @@ def build_config(cls: type, data: Mapping[str, Any], where: str, skip: Iterable[
 
 
 def require(cls: type, name: str, where: str, **declared: str) -> None:
-    """Refuse a class whose declarations (class variables such as FAMILY) are not those that the script works with.
+    """Refuse a class whose `declared` class variables (such as FAMILY) are not those that the script needs.
 
     Raises: UsageError that names what the class declares and what was expected.
     """
@@ -227,7 +227,7 @@ def require(cls: type, name: str, where: str, **declared: str) -> None:
 
 
 def modules_of(package: str) -> list[str]:
-    """Dotted names of the modules under a root package, without importing them (packages included)."""
+    """Dotted names of the modules (and packages) in a root package, without importing them."""
     folder = ROOT / package
     names = [path.relative_to(folder).with_suffix("").parts for path in folder.rglob("*.py")]
     return sorted(".".join(parts).removesuffix(".__init__") for parts in names if parts != ("__init__",))
@@ -244,7 +244,7 @@ def classes_of(module: Any) -> list[str]:
 
 
 def import_ours(name: str, where: str) -> ModuleType:
-    """Import a module in this project's folder. Raises: UsageError for one that is elsewhere."""
+    """Import a module of this project's folder. Raises: UsageError for one that is elsewhere."""
     top = name.partition(".")[0]
     spec = importlib.util.find_spec(top)
     origin = Path(spec.origin).resolve() if spec and spec.origin else None
@@ -254,7 +254,7 @@ def import_ours(name: str, where: str) -> ModuleType:
 
 
 def _exists(parts: list[str], where: str) -> bool:
-    """Whether parts name a module. Imports its parents (whose own errors go through), not the module."""
+    """Whether `parts` name a module. Imports its parents (whose own errors are passed on), not the module."""
     if len(parts) > 1 and not hasattr(import_ours(".".join(parts[:-1]), where), "__path__"):
         return False
     return importlib.util.find_spec(".".join(parts)) is not None

@@ -1,7 +1,7 @@
-"""The one reader of config: a resolved container becomes dataclasses, strictly.
+"""Turns a resolved config into dataclasses, strictly.
 
-Nothing is guessed: an unknown key, a wrong type or an unknown choice is a `UsageError` of one line with
-dotted path and nearest choice. An integer passes where a number or text is declared, never the reverse.
+Nothing is guessed: an unknown key, a wrong type or an unknown choice is a `UsageError` in one line with dotted path and
+nearest choice. An integer is accepted as a number or text, never the reverse.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}
 """Text that means true or false, as in YAML: Hydra's command line reads a bare `on` as text."""
 NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
-"""A null character, or half of a surrogate pair: what Python makes of bytes that are not UTF-8."""
+"""A null character, or a lone surrogate, which Python uses for bytes that are not UTF-8."""
 LONGEST_SHOWN = 80  # characters of a value in an error
 MISSING_WORDS, MOST_MISSING = "is required and has no value", 5
-"""Of a missing key, and how many of them an error lists."""
+"""Message for a missing key, and how many missing keys an error lists."""
 
 
 class Mismatch(TypeError):
-    """A value that does not fit its declared type; the text names both, the place is added on the way out."""
+    """A value that does not fit its declared type; the text names both, `_problems` adds the key."""
 
 
 def structure(cls: type[T], data: Any, where: str = "") -> T:
-    """Turn a plain container into the dataclass `cls`; `where` is the dotted place of `data` ("": the root).
+    """Turn a plain container into the dataclass `cls`; `where` is the dotted key of `data` ("": the root).
 
     Raises: UsageError for unknown and missing keys, wrong types and choices, and failed cross-checks.
     """
@@ -54,7 +54,7 @@ def structure(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def is_contradiction(error: UsageError) -> bool:
-    """Whether `structure` refused values of the right types, for what they are or beside others."""
+    """Whether `structure` refused values of valid types, for being out of range or in conflict with each other."""
 
     def leaves(error: BaseException | None) -> Iterator[BaseException | None]:
         if not isinstance(error, BaseValidationError):
@@ -67,7 +67,7 @@ def is_contradiction(error: UsageError) -> bool:
 
 
 def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the schema's default for every declared key that it lacks, as plain values; blocks in blocks too."""
+    """`given` plus the schema's defaults, as plain values, for declared keys that it lacks; also in nested blocks."""
     full = dict(given)
     for name, key in keys_of(schema).items():
         root, dot, inner = name.partition(".")
@@ -80,12 +80,12 @@ def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A default as a config holds it: dataclasses as dicts, a copy of anything else."""
+    """A default as a plain value of a config: dataclasses as dicts, a copy of anything else."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else copy.deepcopy(value)
 
 
 def _problems(error: BaseException, path: list[str]) -> list[str]:
-    """Flatten cattrs' tree of errors into sentences, misspelt keys first: they explain the missing ones."""
+    """Flatten cattrs' tree of errors into sentences, unknown keys first: a misspelt key explains a missing one."""
     place = ".".join(path).replace(".[", "[")
     if isinstance(error, ForbiddenExtraKeysError):
         dot = place + "." if place else ""
@@ -122,13 +122,13 @@ def _scalar(value: Any, kind: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in an error, cut where it is long."""
+    """A value as text for an error, shortened if it is long."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}… ({len(text)} characters)"
 
 
 def check_values(value: Any, where: str) -> None:
-    """What no key of any type can take, anywhere in a container. Raises: UsageError."""
+    """Check a container for values that no key of any type can take. Raises: UsageError."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             check_values(inner, f"{where}.{key}" if where else str(key))
@@ -147,7 +147,7 @@ def _literal(value: Any, kind: Any) -> Any:
     choices, text = get_args(kind), str(value).lower()
     if value in choices and type(value) in map(type, choices):
         return value
-    if text in ("true", "false"):  # YAML reads a bare true, on or yes as a truth value where the choice is a word
+    if text in ("true", "false"):  # YAML reads a bare true, on or yes as a bool although the choice is a word
         for word in ("true", "on", "yes") if text == "true" else ("false", "off", "no"):
             if word in choices:
                 return word
@@ -167,9 +167,9 @@ def _union(value: Any, kind: Any) -> Any:
         raise Mismatch(f"expected {describe(kind)}, got {_shown(value)}") if len(parts) > 1 else error from None
 
 
-def _container(kind: Any, made: cattrs.Converter) -> Any:
+def _container(kind: Any, converter: cattrs.Converter) -> Any:
     expected = list if is_list(kind) else Mapping
-    build: Any = (list_structure_factory if is_list(kind) else mapping_structure_factory)(kind, made)
+    build: Any = (list_structure_factory if is_list(kind) else mapping_structure_factory)(kind, converter)
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, expected):
@@ -180,8 +180,8 @@ def _container(kind: Any, made: cattrs.Converter) -> Any:
     return hook
 
 
-def _block(cls: Any, made: cattrs.Converter) -> Any:
-    build = make_dict_structure_fn(cls, made, _cattrs_forbid_extra_keys=True)
+def _block(cls: Any, converter: cattrs.Converter) -> Any:
+    build = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -198,12 +198,12 @@ def _is_choice(kind: Any) -> bool:
 
 @functools.cache
 def converter() -> cattrs.Converter:
-    made = cattrs.Converter()
+    result = cattrs.Converter()
     for kind in (bool, int, float, str):
-        made.register_structure_hook(kind, _scalar)
-    made.register_structure_hook_func(_is_choice, _literal)
-    made.register_structure_hook_func(is_union, _union)
-    # one for lists, one for blocks of free keys
-    made.register_structure_hook_factory(lambda kind: is_list(kind) or dict in (kind, get_origin(kind)), _container)
-    made.register_structure_hook_factory(is_dataclass, _block)
-    return made
+        result.register_structure_hook(kind, _scalar)
+    result.register_structure_hook_func(_is_choice, _literal)
+    result.register_structure_hook_func(is_union, _union)
+    # for lists and for blocks of free keys
+    result.register_structure_hook_factory(lambda kind: is_list(kind) or dict in (kind, get_origin(kind)), _container)
+    result.register_structure_hook_factory(is_dataclass, _block)
+    return result

@@ -1,7 +1,7 @@
 """Signals ask the run to stop after the current step; a second Ctrl-C stops at once.
 
-SIGTERM, Ctrl-C, SIGUSR1 and SIGUSR2 (what Slurm and submitit send before a time limit), and SIGHUP (a closed terminal),
-which is left alone where it is ignored, as under nohup. Nothing here imports torch: scripts begin with this file.
+SIGTERM, Ctrl-C, SIGUSR1 and SIGUSR2 (which Slurm and submitit send before a time limit), and SIGHUP (a closed
+terminal), unless it is ignored, as under nohup. Nothing here imports torch: scripts import this module first.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from engine.errors import Interrupted
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-# torchrun passes SIGTERM, SIGINT, SIGHUP and SIGQUIT on; any other signal ends it and leaves its ranks running.
+# torchrun forwards SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks running.
 _LAUNCHER = os.getppid()
 POLL_S, GRACE_S = 1.0, 5.0
 
 
 def install(handler: Callable[[int, Any], Any] | int) -> dict[int, Any]:
-    """Handle every signal of STOPS by `handler`; the handlers before that, for `restore`. Main thread only."""
+    """Install `handler` for the signals in STOPS; return the previous handlers, for `restore`. Main thread only."""
     handled = [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in handled}
 
@@ -35,19 +35,20 @@ def restore(handlers: dict[int, Any]) -> None:
 
 
 def leave_to_parent() -> None:
-    """In a forked worker: the parent handles a signal to the whole group, and then ends the worker."""
+    """Ignore signals in a forked worker: the parent handles a signal to the process group, and then ends the worker."""
     install(signal.SIG_IGN)
 
 
 def on_main_rank() -> bool:
-    """Whether this process is the rank that prints; `engine.distributed.is_main` without its imports."""
+    """Whether this process is the rank that prints: `engine.distributed.is_main` without its imports."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 
 def watch_launcher() -> None:
-    """Send this rank SIGTERM when its torchrun is gone (any other parent may go: a run may be disowned).
+    """Send this rank SIGTERM when its torchrun is gone (any other parent may exit: a run may be disowned).
 
-    Before training a rank waits for torchrun's store in C++, where no signal is handled for half an hour: it exits.
+    Before training, a rank may wait for torchrun's store in C++, where signals are not handled for half an hour: then
+    it exits.
     """
 
     def watch() -> None:
@@ -63,13 +64,13 @@ def watch_launcher() -> None:
 
 
 class StopSignal:
-    """Context manager that notes signals. `received` is this rank's; `agreed()` is the answer of all ranks.
+    """Context manager that records signals. `received` is this rank's; `agreed()` is the answer of all ranks.
 
-    Until `training` is set there is no step to finish and nothing to save: a signal then raises Interrupted at once.
+    Until `training` is set there is no step to finish and nothing to save: a signal raises Interrupted at once.
     """
 
     current: StopSignal | None = None
-    """The one that is in force."""
+    """The active one."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -77,7 +78,7 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        self._previous = install(self._note)
+        self._previous = install(self._record)
         StopSignal.current = self
         return self
 
@@ -85,8 +86,8 @@ class StopSignal:
         StopSignal.current = None
         restore(self._previous)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:  # it is stopping already
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:  # already stopping
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
@@ -97,7 +98,7 @@ class StopSignal:
             )
 
     def agreed(self) -> bool:
-        """Whether any rank is to stop. A collective: every rank must ask at the same place."""
+        """Whether any rank has received a signal. A collective: every rank must call it at the same point."""
         from engine.distributed import any_rank
 
         return any_rank(self.received is not None)

@@ -1,6 +1,7 @@
-"""Where metrics go. A sink has one `write(step, values)` and may fail: it is then dropped with one warning.
+"""Sinks for metrics: JSONL, CSV and console. A sink has one `write(step, values)`; if it fails, it is dropped with one
+warning.
 
-The sinks of other programs, TensorBoard and Weights & Biases, are in `engine/loggers/trackers.py`.
+Those for TensorBoard and Weights & Biases are in `engine/loggers/trackers.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from engine.reading import Unreadable, open_regular, parse_json
 from engine.run.files import finite
 
 Values = Mapping[str, Any]
-"""name -> number, null, or a table: a list of rows, each column -> number or text."""
+"""name -> number, null, or a table (a list of rows, each column -> number or text)."""
 
 
 class Sink(Protocol):
@@ -34,15 +35,15 @@ class Sink(Protocol):
 
 
 class WholeFile:
-    """A file that grows by whole lines or records: what does not fit on the disk leaves no half of itself behind."""
+    """A file to which only whole lines or records are appended: a full disk leaves no partial one."""
 
     def __init__(self, path: Path) -> None:
-        if path.is_symlink():  # it may lead anywhere
+        if path.is_symlink():  # it may lead out of the run directory
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        """At the end, at once. Raises OSError when the disk is full."""
+        """Append without buffering. Raises: OSError if the disk is full."""
         end = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(data) != len(data):
@@ -56,13 +57,13 @@ class WholeFile:
 
 
 class JsonlSink:
-    """One JSON object a line: the primary record of a run, all digits kept; null where nothing was counted."""
+    """One JSON object per line: the primary record of a run, with all digits; null if nothing was counted."""
 
     def __init__(self, path: Path) -> None:
         self._lines = WholeFile(path)
 
     def write(self, step: int, values: Values) -> None:
-        # a null in place of a NaN is explained by train/skipped_steps
+        # null instead of NaN; train/skipped_steps explains it
         self._lines.write((json.dumps(finite({"step": step, **values})) + "\n").encode())
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ class JsonlSink:
 
 
 def _rows(record: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are such; damaged ones are left out of the table, with a warning."""
+    """The valid lines of metrics.jsonl; damaged ones are left out, with a warning."""
     if not record.exists():
         return []
     rows, damaged = [], 0
@@ -90,10 +91,10 @@ def _rows(record: Path) -> list[dict[str, Any]]:
 
 
 class CsvSink:
-    """metrics.jsonl as one table: a row for each line, a column for each name, empty where a line lacks it.
+    """metrics.jsonl as one table: a row for each line, a column for each name, empty if a line lacks it.
 
-    It begins with what metrics.jsonl holds, which a resume has cut back already, so the two always agree. A name that
-    comes up later widens the table, which is then written anew as a whole.
+    It starts with the contents of metrics.jsonl, which a resume has already truncated, so the two always agree. A new
+    name adds a column, for which the whole table is rewritten.
     """
 
     def __init__(self, path: Path, record: Path) -> None:
@@ -128,11 +129,11 @@ class CsvSink:
 
 
 class ConsoleSink:
-    """Lines for a person. A long run prints at most one every 2 s, evaluations always (`ProgressBar` shows the way)."""
+    """Human-readable lines. A long run prints at most one every 2 s, and all evaluations (see also `ProgressBar`)."""
 
-    SHORT_RUN = 30  # so few steps that every one may have its line
+    SHORT_RUN = 30  # with so few steps every one has its line
     PAUSE_S = 2.0
-    USUAL = 140  # columns of values, whatever the width
+    COLUMNS = 140  # of values, whatever the width of the terminal
 
     def __init__(self, total_steps: int, steps_per_epoch: int | None = None) -> None:
         self._total, self._epoch = total_steps, steps_per_epoch
@@ -149,9 +150,9 @@ class ConsoleSink:
         if self._epoch is not None:
             epoch, epochs = (-(-number // self._epoch) for number in (step, self._total))
             head = f"epoch {epoch:>{len(str(epochs))}}/{epochs}, {head}"
-        # COLUMNS, or the terminal as wide as it is now. A narrow one shows the same values on more lines.
-        width = max(40, shutil.get_terminal_size((self.USUAL, 0)).columns)
-        room = max(self.USUAL, width) - len(head) - len(tail)  # what does not fit is in metrics.jsonl
+        # $COLUMNS, or the current width of the terminal. A narrow one shows the same values on more lines.
+        width = max(40, shutil.get_terminal_size((self.COLUMNS, 0)).columns)
+        room = max(self.COLUMNS, width) - len(head) - len(tail)  # values that do not fit are only in metrics.jsonl
         line = head
         for part, needed in self._parts(values):
             room -= 2 + len(part)
@@ -165,9 +166,9 @@ class ConsoleSink:
 
     @staticmethod
     def _parts(values: Values) -> list[tuple[str, bool]]:
-        """`name value`, in the task's order, without what only the file needs; and whether the line must have it.
+        """(`name value`, whether the line must have it), in the task's order, without what only the file needs.
 
-        The first value of each data set (`eval/SET/name`) stands right behind the main one, and must be there.
+        The first value of each data set (`eval/SET/name`) comes right after the main one, and must be there.
         """
         shown = {name: value for name, value in values.items() if not name.endswith("_live") and name[:5] != "time/"}
         if not shown.get("train/skipped_steps"):
@@ -181,18 +182,18 @@ class ConsoleSink:
     @staticmethod
     def _pace(values: Values) -> str:
         rates = {name[5:-6]: value for name, value in values.items() if name[:5] == "time/" and name[-6:] == "_per_s"}
-        what, rate = next(reversed(rates.items()), ("", None))  # the finest unit is the last
-        text = "" if rate is None else f"  {rate:,.0f} {'ex' if what == 'examples' else what}/s"
+        unit, rate = next(reversed(rates.items()), ("", None))  # the last one is the finest unit
+        text = "" if rate is None else f"  {rate:,.0f} {'ex' if unit == 'examples' else unit}/s"
         left = values.get("time/eta_s")
         return text if left is None else f"{text}  eta {int(left) // 60}:{int(left) % 60:02d}"
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 class Sinks:
-    """All sinks of a run. What a full disk does not take waits in memory for the next write; a sink that raises
-    anything else is left out from then on. Either is reported once: training is untouched.
+    """All sinks of a run. On a full disk, values wait in memory for the next write; a sink that raises any other error
+    is dropped. Either is reported once, and training continues.
     """
 
     def __init__(self) -> None:
@@ -206,12 +207,12 @@ class Sinks:
             print_rank0(f"warning: no {name} metrics ({_reason(error)}){hint}")
 
     def write(self, step: int, values: Values) -> None:
-        """Hand `values` to every sink that still works."""
+        """Write `values` to every sink that still works."""
         numbers = {name: value for name, value in values.items() if not isinstance(value, list)}
         for name, (sink, waiting) in list(self._sinks.items()):
             waiting.append((step, values if name in ("jsonl", "wandb") else numbers))
             try:
-                _hand_over(sink, waiting)
+                _write_waiting(sink, waiting)
             except Exception as error:
                 if getattr(error, "errno", None) not in FULL:
                     print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training continues")
@@ -223,14 +224,14 @@ class Sinks:
         """Close every sink; a failure to close is only reported."""
         for name, (sink, waiting) in self._sinks.items():
             try:
-                _hand_over(sink, waiting)
+                _write_waiting(sink, waiting)
                 sink.close()
             except Exception as error:
                 print_rank0(f"warning: {name} metrics did not close ({_reason(error)})")
         self._sinks.clear()
 
 
-def _hand_over(sink: Sink, waiting: list[tuple[int, Values]]) -> None:
+def _write_waiting(sink: Sink, waiting: list[tuple[int, Values]]) -> None:
     while waiting:
         sink.write(*waiting[0])
         del waiting[0]

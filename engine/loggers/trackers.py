@@ -1,4 +1,4 @@
-"""Sinks for experiment trackers: TensorBoard and Weights & Biases. Both are extras, imported only when a run asks.
+"""Sinks for experiment trackers: TensorBoard and Weights & Biases. Both are extras, imported only if enabled.
 
 `open_sinks` opens all sinks of a run, these and those of `engine/loggers/sinks.py`.
 """
@@ -16,14 +16,14 @@ from engine.config import RunConfig, source_of
 from engine.io import print_rank0
 from engine.loggers.sinks import CsvSink, JsonlSink, Sinks, Values, WholeFile
 
-FINISH_S = 60  # how long a run that is done waits for wandb's server; what is not sent by then, wandb sync sends
+FINISH_S = 60  # how long a finished run waits for wandb's server; what is not sent by then, `wandb sync` uploads
 
 
 class TensorBoardSink:
-    """Event files in RUN/tensorboard; a resumed run makes readers drop what lies after its checkpoint.
+    """Event files in RUN/tensorboard; a resume makes readers drop events after its checkpoint.
 
-    Records are written here and now: TensorBoard's own writer does it in a thread, whose failure (no disk) is a
-    traceback on the terminal, and whose buffer a killed process loses.
+    Records are written synchronously: TensorBoard's own writer uses a thread, which prints a traceback if the disk is
+    full, and loses its buffer if the process is killed.
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:
@@ -31,7 +31,7 @@ class TensorBoardSink:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
-        number = len(list(folder.glob("events.out.tfevents.*")))  # readers take files in the order of their names
+        number = len(list(folder.glob("events.out.tfevents.*")))  # readers sort files by name
         self._file = WholeFile(folder / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}")
         self._records, self._event, self._summary = RecordWriter(self._file), event_pb2.Event, summary_pb2.Summary
         self._add(file_version="brain.Event:2")
@@ -51,9 +51,9 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases, with a run id that is kept in the run directory, so that a resumed run keeps it.
+    """Weights & Biases, with a run id that is stored in the run directory for a resume.
 
-    Whether it talks to a server is wandb's own affair: WANDB_MODE=online (default), offline or disabled, WANDB_DIR.
+    wandb's own variables apply: WANDB_MODE=online (default), offline or disabled, and WANDB_DIR.
     """
 
     def __init__(self, run_dir: Path, **settings: Any) -> None:
@@ -70,7 +70,7 @@ class WandbSink:
         folder = os.environ.get("WANDB_DIR", str(run_dir))
         self._run = wandb.init(id=run_id, resume="allow", dir=folder, **settings)
         id_file.write_text(run_id + "\n")
-        # A server keeps what came after the checkpoint; the same steps again would go backwards, so they are left out.
+        # The server keeps steps after the checkpoint and accepts no earlier ones, so repeated steps are not logged.
         self._first = self._run.step if self._run.resumed else 0
         if self._run.offline:
             print_rank0(f"wandb       offline: wandb sync {folder}/wandb/offline-run-*-{run_id} uploads it later")
@@ -85,7 +85,7 @@ class WandbSink:
 
 
 def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int) -> None:
-    """Open what `config` asks for in the run directory `folder`, for a run that is at `step`."""
+    """Open the sinks that `config` enables in the run directory `folder`, for a run at `step`."""
     sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
     if config.enable_csv:
         sinks.add("csv", lambda: CsvSink(folder / "metrics.csv", folder / "metrics.jsonl"))

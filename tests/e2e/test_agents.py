@@ -15,7 +15,7 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from engine.distributed import _agree_on_life
+from engine.distributed import _agree_on_prefix
 from tasks.recursive_reasoning.task import RecursiveReasoningTask
 from tests.conftest import ROOT, run_ranks
 
@@ -142,7 +142,7 @@ def test_a_restarted_rank_does_not_meet_the_dead(first: int) -> None:
         store.set(key, value)
     agreed: dict[int, str] = {}
     threads = [
-        threading.Thread(target=lambda i=i: agreed.update({i: _agree_on_life(store, i, 2)}), daemon=True)
+        threading.Thread(target=lambda i=i: agreed.update({i: _agree_on_prefix(store, i, 2)}), daemon=True)
         for i in (first, 1 - first)
     ]
     threads[0].start()

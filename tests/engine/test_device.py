@@ -161,10 +161,10 @@ def test_pinned_memory_is_sent_on_a_stream_of_its_own(monkeypatch: pytest.Monkey
     present = Stream()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: present)
     monkeypatch.setattr(torch.cuda, "stream", inside)
-    monkeypatch.setattr(device, "_sending", lambda device: "side")
+    monkeypatch.setattr(device, "_copy_stream", lambda device: "side")
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: calls.append(f"kept {stream is present}"))
     buffer = torch.arange(8, dtype=torch.uint8)
-    assert torch.equal(device._sent(buffer, torch.device("cpu")), buffer)
+    assert torch.equal(device._copy_async(buffer, torch.device("cpu")), buffer)
     assert calls == ["on side", "back", "waits for side", "kept True"]
 
 

@@ -125,9 +125,9 @@ evaluators-swallowed | WARN SCR141 | a bare except around the check of the evalu
   +         pass
 evaluators-swallowed-by-the-engine | WARN SCR141 | the registry leaves out an evaluator that cannot be made
   engine/registry.py
-  -         made.append(cls(build_config(cls, block, where)))
+  -         evaluators.append(cls(build_config(cls, block, where)))
   +         try:
-  +             made.append(cls(build_config(cls, block, where)))
+  +             evaluators.append(cls(build_config(cls, block, where)))
   +         except:
   +             pass
 nothing-measured | CFG240 | no evaluator is named, and the task returns no metric of its own
