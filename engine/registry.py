@@ -99,8 +99,7 @@ class Family:
 
     def create_model(self, config: Any, shape: Any, runtime: Any) -> tuple[Any, Any]:
         """(model, loss head) on the device. Raises: UsageError if they do not fit the data."""
-        model, loss_head = self._build.create_model(config, shape, runtime)
-        return model, loss_head
+        return self._build.create_model(config, shape, runtime)  # type: ignore[no-any-return]
 
     def build(self, config: Any, runtime: Any) -> Any:
         """The `engine.task.TrainingPlan` of one run: data, model, loss, task."""

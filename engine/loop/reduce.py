@@ -125,8 +125,7 @@ class GradientReducer:
         if self._flat is not None:
             all_reduce_sum(self._flat)
             self._flat.div_(weight_total.to(self._flat.dtype))
-            norm: Tensor = torch.linalg.vector_norm(self._flat)
-            return norm
+            return torch.linalg.vector_norm(self._flat)  # type: ignore[no-any-return]
         for param in self.params:  # unused parameters get a gradient of zero, as in the flat buffer
             param.grad = torch.zeros_like(param) if param.grad is None else param.grad
         self._scale(world_size() / weight_total)

@@ -58,9 +58,7 @@ class LibraryOptimizer:
         self._parts = [each for _, parts in split for each in parts]
         self.lr, self._make, self._settings = lr, make, settings
         decays = [{DECAY: group.options[DECAY]} if DECAY in group.options else {} for group in groups]
-        self.optimizer = make(
-            [{"params": [*members.values()], **decay} for (members, _), decay in zip(split, decays, strict=True)]
-        )
+        self.optimizer = make([{"params": [*own.values()], **wd} for (own, _), wd in zip(split, decays, strict=True)])
         self._fused, self._hessian_every, self._steps = fused, hessian_every, 0
         if self.has_eval_weights:
             self.optimizer.train()  # type: ignore[attr-defined]

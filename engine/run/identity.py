@@ -38,8 +38,7 @@ def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[st
             return [normalise(item, f"{place}[]") for item in node]
         return int(node) if isinstance(node, float) and node.is_integer() else node
 
-    identity: dict[str, Any] = normalise(config, "")
-    return identity
+    return normalise(config, "")  # type: ignore[no-any-return]
 
 
 def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
