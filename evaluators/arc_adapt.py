@@ -52,7 +52,7 @@ class ARCTestTimeTraining(Ballots):
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
         """Train on the tasks of the selected rows, answer and vote; a collective."""
-        began, rows = time.perf_counter(), self.select(batch, valid_rows)
+        started, rows = time.perf_counter(), self.select(batch, valid_rows)
         own = select_rows(batch, rows)
         answers, q_halt = preds[rows].clone(), steps[-1].q_halt_logits[rows].clone()
         groups = own["group_ids"].cpu().numpy()
@@ -65,14 +65,14 @@ class ARCTestTimeTraining(Ballots):
                     answers[mine], q_halt[mine] = output.logits.argmax(-1), output.q_halt_logits
         (label,) = self.labels()
         self.vote(label, batch, rows, answers, q_halt)
-        self.sums[4] += time.perf_counter() - began
+        self.sums[4] += time.perf_counter() - started
 
     def _by_token(self, own: Batch, groups: np.ndarray) -> tuple[Tensor, Tensor]:
         tasks, place = np.unique(groups, return_inverse=True)
         examples = Examples(self.originals, tasks, self.config, self.config.seed)
         device = own["inputs"].device
         token, history = fit_tokens(self.model, examples, self.config, self.token_loss, device)
-        self._note(history, examples)
+        self._record(history, examples)
         with torch.no_grad():
             context = self.model.encode(own).context
             context = context.to(token.dtype) + token[torch.from_numpy(place).to(device)]
@@ -84,14 +84,14 @@ class ARCTestTimeTraining(Ballots):
         examples = Examples(self.originals, tasks, self.config, self.config.seed)
         device = own["inputs"].device
         weights, history = fit_weights(self.model, examples, self.config, self.token_loss, device)
-        self._note([] if not len(history) else [float(end) for end in history[[0, -1]].nanmean(1)], examples)
+        self._record([] if not len(history) else [float(end) for end in history[[0, -1]].nanmean(1)], examples)
         for place, task in enumerate(tasks):
             mine = torch.from_numpy(np.flatnonzero(groups == task)).to(device)
             with torch.no_grad():
                 own_weights = {name: value[place] for name, value in weights.items()}
                 yield mine, functional_call(self.model, own_weights, (select_rows(own, mine),))
 
-    def _note(self, history: list[float], examples: Examples) -> None:
+    def _record(self, history: list[float], examples: Examples) -> None:
         trained = int((examples.sizes > 1).sum()) if history else 0
         ends = (history[0], history[-1]) if trained else (0.0, 0.0)
         row = [*(value * trained for value in ends), trained, len(examples.groups) - trained]

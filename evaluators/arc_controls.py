@@ -62,10 +62,10 @@ class ARCControls(Ballots):
                 self.vote(label, batch, rows, preds[:0], steps[-1].q_halt_logits[:0])
                 continue
             with torch.no_grad():
-                output = self.model(self.changed(own, label))
+                output = self.model(self.alter(own, label))
             self.vote(label, batch, rows, output.logits.argmax(-1), output.q_halt_logits)
 
-    def changed(self, batch: Batch, label: str) -> Batch:
+    def alter(self, batch: Batch, label: str) -> Batch:
         """The batch with altered demonstrations."""
         if label == BLANKED:
             blank = {name: torch.full_like(batch[name], PAD) for name in ("demo_inputs", "demo_labels")}
@@ -73,11 +73,11 @@ class ARCControls(Ballots):
         groups, width = batch["group_ids"].cpu().numpy(), batch["demo_mask"].shape[1]
         others = np.stack([self._others(int(group), width) for group in groups])  # [B, K]
         if label == FOREIGN:
-            shown = self.originals.shown(others[:, 0])
+            shown = self.originals.demonstrations(others[:, 0])
             return {**batch, **{name: torch.from_numpy(value).to(batch[name]) for name, value in shown.items()}}
         labels = batch["demo_labels"].clone()
         for place in range(width):
-            shown = self.originals.shown(others[:, place])
+            shown = self.originals.demonstrations(others[:, place])
             taken = place % shown["demo_mask"].sum(1)  # each task has at least one
             outputs = shown["demo_labels"][np.arange(len(groups)), taken]
             labels[:, place] = torch.from_numpy(outputs).to(labels)

@@ -60,7 +60,7 @@ class ARCLatentSearch(Ballots):
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
         """Search for the selected rows, answer and vote; a collective."""
-        began, rows = time.perf_counter(), self.select(batch, valid_rows)
+        started, rows = time.perf_counter(), self.select(batch, valid_rows)
         space = Space(self.model, self.config.space)
         pieces = [self._answers(space, piece) for piece in split_rows(select_rows(batch, rows), self.config.microbatch)]
         nothing = preds[:0], preds[:0, 0].float()
@@ -69,7 +69,7 @@ class ARCLatentSearch(Ballots):
                 parts = [answers[place][second] for answers in pieces] or [nothing]
                 tokens, q_halt = (torch.cat(each) for each in zip(*parts, strict=True))
                 self.vote(label, batch, rows, tokens, q_halt, second=second)
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - started
 
     @property
     def budgets(self) -> list[int]:

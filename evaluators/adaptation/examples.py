@@ -125,7 +125,7 @@ class Originals:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def shown(self, groups: np.ndarray) -> dict[str, Any]:
+    def demonstrations(self, groups: np.ndarray) -> dict[str, Any]:
         """demo_inputs, demo_labels [n, K, T] and demo_mask [n, K] of groups [n], as arrays."""
         places = np.searchsorted(self._ends, groups, side="right")
         out: dict[str, np.ndarray] = {}

@@ -113,7 +113,7 @@ class Space:
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     @torch.no_grad()
-    def single(self, batch: Batch) -> list[Tensor]:
+    def posterior_means(self, batch: Batch) -> list[Tensor]:
         """The mean of each posterior, [B, Z] each, if there are several; rows without that demonstration get the
         start."""
         encoded = self.model.encode(batch) if self.latent else None
@@ -235,7 +235,7 @@ def all_iterates(objective: Objective, batch: Batch, config: SearchConfig, seed:
         generator = keyed_generator(seed, "latent_search_starts")
         offsets = torch.randn(config.num_perturbations, *start.shape[1:], generator=generator).to(start)
         starts += [start + config.scale * offset for offset in offsets]
-        starts += objective.space.single(batch) if config.include_all_latents else []
+        starts += objective.space.posterior_means(batch) if config.include_all_latents else []
     paths = [iterates(objective, each, config, seed) for each in starts]
     points, scores = (torch.stack([pair[part] for path in paths for pair in path]) for part in (0, 1))
     return points, scores, torch.arange(len(paths[0]), device=scores.device).repeat(len(paths))

@@ -68,7 +68,7 @@ class Examples:
     """Leave-one-out examples of tasks: predict one demonstration from the others, with one augmentation for all."""
 
     def __init__(self, originals: Originals, groups: np.ndarray, config: TrainingConfig, seed: int) -> None:
-        self.shown, self.groups = originals.shown(groups), groups
+        self.shown, self.groups = originals.demonstrations(groups), groups
         self.count, self.seed, self.turn, self.recolour = config.examples, seed, config.turn, config.recolour
         self.sizes = self.shown["demo_mask"].sum(1)
 

@@ -43,7 +43,7 @@ class Completions:
         """Select rows."""
         return Completions(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
-    def joined(self, other: Completions) -> Completions:
+    def concat(self, other: Completions) -> Completions:
         """Concatenate the rows of both, padded to the longer length."""
         length = max(self.ids.shape[1], other.ids.shape[1])
 

@@ -40,13 +40,13 @@ def rollout(
     """
     rows, length = draws.shape
     name = cache_name(model)
-    logits, cache = read_prompt(model, prompt, rows)
+    logits, cache = prefill(model, prompt, rows)
     ids = torch.full((rows, length), pad, device=prompt.device)
     logp = torch.zeros(rows, length, device=prompt.device)
     alive = torch.ones(rows, dtype=torch.bool, device=prompt.device)
     for step in range(length):
         wide = logits.float()
-        token = choose(wide, draws[:, step], sampling)
+        token = sample_tokens(wide, draws[:, step], sampling)
         ids[:, step] = token.where(alive, pad)
         logp[:, step] = log_probabilities(wide, token).where(alive, 0.0)
         alive = alive & ~ends[token]
@@ -67,7 +67,7 @@ def score(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
 
 def next_logits(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
     """Logits [B, T, V] that predict each token of ids int64 [B, T] after `prompt` int64 [P]."""
-    first, cache = read_prompt(model, prompt, len(ids))
+    first, cache = prefill(model, prompt, len(ids))
     logits = first.unsqueeze(1)
     if ids.shape[1] > 1:
         output = model(ids[:, :-1], use_cache=True, **{cache_name(model): cache})
@@ -75,7 +75,7 @@ def next_logits(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
     return logits
 
 
-def read_prompt(model: Any, prompt: Tensor, rows: int) -> tuple[Tensor, Any]:
+def prefill(model: Any, prompt: Tensor, rows: int) -> tuple[Tensor, Any]:
     """(logits [rows, V] of the first token after the prompt, KV cache of the prompt repeated for `rows` rows)."""
     output = model(prompt.unsqueeze(0), use_cache=True, logits_to_keep=1)
     cache = getattr(output, cache_name(model))
@@ -94,9 +94,9 @@ def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     return wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(-1)
 
 
-def choose(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
+def sample_tokens(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     """Sample tokens [B] from logits float32 [B, V] by inverting the cumulative distribution at draws [B] in [0, 1)."""
-    weights = distribution(logits, sampling)
+    weights = sampling_weights(logits, sampling)
     cumulative = weights.cumsum(-1)
     point = draws.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
     # right=True: a boundary belongs to the next token, so tokens of probability 0 are never chosen
@@ -105,7 +105,7 @@ def choose(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     return token.minimum(last)
 
 
-def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+def sampling_weights(logits: Tensor, sampling: Sampling) -> Tensor:
     """Unnormalised sampling weights [..., V] from logits float32 [..., V]; 0 for tokens excluded by top_k or top_p."""
     scaled = logits / sampling.temperature
     if sampling.top_k and sampling.top_k < scaled.shape[-1]:

@@ -38,10 +38,12 @@ class Adapter(nn.Module, ABC):
     """Whether `make_delta` runs a pass of its own, with other tokens masked."""
 
     @abstractmethod
-    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any) -> tuple[Any, Tensor | None]:
-        """(delta for the next pass, penalty or None) from the previous pass `seen` and its delta `before`.
+    def make_delta(
+        self, base: BaseLM, batch: Batch, previous: BaseOutput | None, previous_delta: Any
+    ) -> tuple[Any, Tensor | None]:
+        """(delta for the next pass, penalty or None) from the previous pass and its delta.
 
-        `seen` may be None if `reads_base` is false.
+        `previous` may be None if `reads_base` is false.
         """
 
     @abstractmethod
@@ -56,10 +58,10 @@ class Adapter(nn.Module, ABC):
         deltas: list[Any] = []
         penalties: list[Tensor] = []
         for number in range(1, count + 1):
-            seen, before = outputs[-1], deltas[-1] if deltas else None
-            if self.detach_between and before is not None:
-                seen, before = detach_output(seen), before.detach()
-            delta, penalty = self.make_delta(base, batch, seen, before)
+            previous, previous_delta = outputs[-1], deltas[-1] if deltas else None
+            if self.detach_between and previous_delta is not None:
+                previous, previous_delta = detach_output(previous), previous_delta.detach()
+            delta, penalty = self.make_delta(base, batch, previous, previous_delta)
             deltas.append(delta)
             penalties += [] if penalty is None else [penalty]
             states = self.reads_states and number < count

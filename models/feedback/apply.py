@@ -92,7 +92,7 @@ def costs(rows: int, length: int, rank: int, sides: tuple[int, int], *, training
     return low, merged
 
 
-def choose(
+def choose_form(
     form: Form, rows: int, length: int, rank: int, sides: tuple[int, int], dtype: torch.dtype, device: str
 ) -> Literal["lowrank", "dense"]:
     """Resolve `auto` to the faster form on a CPU.

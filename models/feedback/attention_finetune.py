@@ -81,7 +81,7 @@ class AttentionFineTune(Adapter):
         )
 
     def make_delta(
-        self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
+        self, base: BaseLM, batch: Batch, previous: BaseOutput | None, previous_delta: Any
     ) -> tuple[DenseDelta, Tensor | None]:
         """(the differences, no penalty)."""
         return self.static_delta(base), None

@@ -28,7 +28,7 @@ STATES = ("hidden", "loss_gradient")
 
 
 class Reader(nn.Module):
-    """`reader(base, batch, seen, delta)` -> [B, T, D], by the config's `conditioning`."""
+    """`reader(base, batch, previous, delta)` -> [B, T, D], by the config's `conditioning`."""
 
     def __init__(self, config: HyperConfig, shape: AdapterShape, size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -47,35 +47,35 @@ class Reader(nn.Module):
                 rows = shape.text.rows(shape.base.vocab_multiple)
                 self.words = CastedEmbedding(rows, size, init_std=config.init_std, cast_to=dtype)
 
-    def forward(self, base: BaseLM, batch: Batch, seen: BaseOutput | None, delta: Any) -> Tensor:
-        """`seen` is the previous pass (None if it is not read), and `delta` the delta it was run with (None: the plain
+    def forward(self, base: BaseLM, batch: Batch, previous: BaseOutput | None, delta: Any) -> Tensor:
+        """`previous` is the last pass (None if it is not read), and `delta` the delta it was run with (None: the plain
         base)."""
         x: Tensor | None = None
         if self.words is not None:
             x = self.words(batch.inputs)
         elif self.tokens is not None:
             x = self.tokens(rms_norm(base.wte(batch.inputs).to(self.dtype), _EPS))
-        if self.features is not None and seen is not None:
-            read = self.features(self._features(base, batch, seen, delta).to(self.dtype))
+        if self.features is not None and previous is not None:
+            read = self.features(self._features(base, batch, previous, delta).to(self.dtype))
             x = read if x is None else x + read
         assert x is not None
         return x
 
-    def _features(self, base: BaseLM, batch: Batch, seen: BaseOutput, delta: Any) -> Tensor:
+    def _features(self, base: BaseLM, batch: Batch, previous: BaseOutput, delta: Any) -> Tensor:
         if self.kind == "logits":
-            return expectation(base, seen)
+            return expectation(base, previous)
         assert self.mix is not None
         if self.kind == "hidden":
-            states = [rms_norm(state, _EPS) for state in seen.states]
+            states = [rms_norm(state, _EPS) for state in previous.states]
         else:
             states = visible_gradient(base, batch, delta)
         shares = self.mix.softmax(0).to(states[0].dtype)
         return torch.stack([share * state for share, state in zip(shares, states, strict=True)]).sum(0)
 
 
-def expectation(base: BaseLM, seen: BaseOutput) -> Tensor:
+def expectation(base: BaseLM, previous: BaseOutput) -> Tensor:
     """[B, T, C + 1]: normed expected embedding under the base's prediction, and its entropy divided by ln V."""
-    logits = seen.logits()
+    logits = previous.logits()
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     p = log_p.exp()
     entropy = -(p * log_p.masked_fill(~base.allowed, 0.0)).sum(-1, keepdim=True) / math.log(max(base.shape.words, 2))  # type: ignore[operator]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.feedback.apply import FORMS, Form, choose
+from models.feedback.apply import FORMS, Form, choose_form
 from models.feedback.config import BaseConfig
 from models.feedback.layers import Changes
 from models.layers import CastedLinear
@@ -34,7 +34,7 @@ class LowRankChange:
     def __call__(self, linear: CastedLinear, x: Tensor) -> Tensor:
         rank, n = self.a.shape[-2:]
         sides = (n, self.b.shape[-1])
-        form = choose(self.form, x.shape[0], x.shape[1], rank, sides, x.dtype, x.device.type)
+        form = choose_form(self.form, x.shape[0], x.shape[1], rank, sides, x.dtype, x.device.type)
         if form == "dense" and self.form == "auto" and not self.b.any():
             form = "lowrank"  # a zero delta must leave the base bit-identical
         return FORMS[form](linear, x, self.a, self.b, self.scale)

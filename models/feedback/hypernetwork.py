@@ -91,14 +91,14 @@ class HyperNetwork(Adapter):
         return self.shape.base.n_layer - 1 - number if self.config.feedback_reverse else number
 
     def make_delta(
-        self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
+        self, base: BaseLM, batch: Batch, previous: BaseOutput | None, previous_delta: Any
     ) -> tuple[LoraDelta, Tensor | None]:
         """(delta for B rows, penalty on its input-dependent part). Raises: ValueError for a base of another shape."""
         self._check(base)
-        x = self.reader(base, batch, seen, before)
+        x = self.reader(base, batch, previous, previous_delta)
         delta, size = self.readout(self.rows(x, batch.readable), base)
-        if self.config.accumulate and before is not None:
-            delta = self.readout.capped(before.plus(delta), base)
+        if self.config.accumulate and previous_delta is not None:
+            delta = self.readout.capped(previous_delta.plus(delta), base)
         return delta, self.config.delta_l2 * size if self.config.delta_l2 else None
 
     def rows(self, x: Tensor, readable: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class StaticLora(Adapter):
             self.b[target] = nn.Parameter(torch.zeros(blocks, rank, m))
 
     def make_delta(
-        self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
+        self, base: BaseLM, batch: Batch, previous: BaseOutput | None, previous_delta: Any
     ) -> tuple[LoraDelta, Tensor | None]:
         """(the delta with one row, no penalty)."""
         return self.static_delta(base), None

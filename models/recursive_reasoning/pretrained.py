@@ -161,7 +161,7 @@ class Pretrained(nn.Module):
         """Tags of the model card."""
         return ["recursive-reasoning", type(self).__module__.rpartition(".")[2]]
 
-    def loading(self, name: str) -> str:
+    def load_snippet(self, name: str) -> str:
         """Python code that loads the folder or repository `name`."""
         kind = type(self)
         return f'from {kind.__module__} import {kind.__name__}\n\nmodel = {kind.__name__}.from_pretrained("{name}")'
@@ -181,7 +181,7 @@ tags: [{", ".join(self.tags)}]
 {rows}
 
 ```python
-{self.loading(name)}
+{self.load_snippet(name)}
 ```
 """
 

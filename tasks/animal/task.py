@@ -175,7 +175,7 @@ class AnimalTask:
         rows = [[*entry.ids, *[self.sampler.pad] * (length - len(entry.ids))] for _, _, entry in drawn]
         replayed = Drawn(torch.tensor(rows), [self.sampler.processor.split(entry.ids) for _, _, entry in drawn])
         old = as_completions(replayed, self.options, [cluster for _, cluster, _ in drawn], self._names)
-        return fresh.joined(old)
+        return fresh.concat(old)
 
     def _usable(self, fresh: Completions, result: DiversityResult) -> bool:
         """Whether enough samples are valid and the loss is finite; counts skipped steps.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.animal.language_model import Sampling, distribution, next_logits
+from models.animal.language_model import Sampling, next_logits, sampling_weights
 from tasks.animal.evaluation import Evaluation, Figures
 from tasks.animal.sampler import Sampler, mask_of
 
@@ -45,6 +45,6 @@ def tempered_logp(model: Any, prompt: Tensor, ids: Tensor, sampling: Sampling) -
     """Log-probability float32 [B, T] of ids int64 [B, T] after `prompt` [P] under the distribution of `sampling`; -inf
     for tokens that it cannot draw (padding).
     """
-    weights = distribution(next_logits(model, prompt, ids).float(), sampling)
+    weights = sampling_weights(next_logits(model, prompt, ids).float(), sampling)
     own = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return (own / weights.sum(-1)).log().float()

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.feedback.apply import FORMS, choose
+from models.feedback.apply import FORMS, choose_form
 from models.layers import CastedLinear
 
 GRID = {"rows": (1, 16), "length": (32, 128, 512), "width": (64, 256, 512), "rank": (1, 8, 64, 256)}
@@ -96,7 +96,7 @@ def timings(
     for (rows, length, width, rank), training in itertools.product(sizes, (True, False)):
         cell = _cell(rows, length, width, rank, device, training)
         with torch.set_grad_enabled(training):
-            auto = choose("auto", rows, length, rank, (width, width), cell.x.dtype, device.type)
+            auto = choose_form("auto", rows, length, rank, (width, width), cell.x.dtype, device.type)
             work = {form: partial(_work, cell, form, training) for form in FORMS}
             first = {form: _timed(work[form], device, 2) for form in FORMS}
             best = dict.fromkeys(FORMS, float("inf"))

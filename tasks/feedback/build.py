@@ -18,7 +18,7 @@ from engine.loop.schedule import lr_factor
 from engine.registry import create_evaluators
 from engine.task import Runtime, TrainingPlan
 from models.feedback.adapter_config import AdapterShape, HyperConfig, StaticLoraConfig
-from models.feedback.apply import choose
+from models.feedback.apply import choose_form
 from models.feedback.config import BaseConfig, TextShape, compute_dtype
 from tasks.feedback.answers import Answers
 from tasks.feedback.args import EPOCHS, FeedbackConfig, FeedforwardConfig
@@ -185,7 +185,9 @@ def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> N
     if isinstance(config, StaticLoraConfig):
         dtype = compute_dtype(base.forward_dtype, runtime.dtype)
         sides = base.sides(config.targets[0])
-        form = choose(config.lora_apply, rows, base.block_size, config.lora_rank, sides, dtype, runtime.device.type)
+        form = choose_form(
+            config.lora_apply, rows, base.block_size, config.lora_rank, sides, dtype, runtime.device.type
+        )
         sum_of = ""
         if isinstance(config, HyperConfig) and config.accumulate and config.n_passes > 1:
             sum_of = f" ({config.lora_rank * config.n_passes} in pass {config.n_passes}, where they add up)"

@@ -12,10 +12,10 @@ from engine.loop.sharding import _separate_blocks
 from models.animal.language_model import (
     Sampling,
     cache_name,
-    choose,
     log_probabilities,
-    read_prompt,
+    prefill,
     rollout,
+    sample_tokens,
     score,
 )
 from models.animal.operations import sizes_of
@@ -26,16 +26,16 @@ LENGTH = 9
 def test_a_token_is_drawn_by_its_share() -> None:
     logits = torch.tensor([0.1, 0.2, 0.0, 0.7]).log().expand(1000, 4)
     draws = (torch.arange(1000) + 0.5) / 1000
-    counts = torch.bincount(choose(logits, draws, Sampling()), minlength=4).tolist()
+    counts = torch.bincount(sample_tokens(logits, draws, Sampling()), minlength=4).tolist()
     assert counts == [100, 200, 0, 700]
-    hot = torch.bincount(choose(logits, draws, Sampling(temperature=2.0)), minlength=4) / 1000
+    hot = torch.bincount(sample_tokens(logits, draws, Sampling(temperature=2.0)), minlength=4) / 1000
     expected = torch.tensor([0.1, 0.2, 0.0, 0.7]).sqrt()
     assert torch.allclose(hot, expected / expected.sum(), atol=0.002)
-    top = torch.bincount(choose(logits, draws, Sampling(top_k=2)), minlength=4).tolist()
+    top = torch.bincount(sample_tokens(logits, draws, Sampling(top_k=2)), minlength=4).tolist()
     assert top == pytest.approx([0, 222, 0, 778], abs=1)
-    assert torch.bincount(choose(logits, draws, Sampling(top_p=0.69)), minlength=4).tolist() == [0, 0, 0, 1000]
-    assert torch.bincount(choose(logits, draws, Sampling(top_p=0.71)), minlength=4)[0] == 0
-    assert choose(logits[:1], torch.tensor([1 - 1e-12]).double(), Sampling()).tolist() == [3]
+    assert torch.bincount(sample_tokens(logits, draws, Sampling(top_p=0.69)), minlength=4).tolist() == [0, 0, 0, 1000]
+    assert torch.bincount(sample_tokens(logits, draws, Sampling(top_p=0.71)), minlength=4)[0] == 0
+    assert sample_tokens(logits[:1], torch.tensor([1 - 1e-12]).double(), Sampling()).tolist() == [3]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -70,7 +70,7 @@ def sampled(model, rows: int, seed: int = 1, **kwargs):
 
 def test_the_first_token_follows_the_prompt_once(model) -> None:
     plain = model(PROMPT[None]).logits[0, -1]
-    first, _ = read_prompt(model.language_model, PROMPT, 3)
+    first, _ = prefill(model.language_model, PROMPT, 3)
     assert torch.allclose(first, plain.expand(3, -1), atol=1e-6)
 
 

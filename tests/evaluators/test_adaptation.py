@@ -304,7 +304,7 @@ def test_the_context_is_searched_where_there_is_a_latent(batch):
     space = Space(model, "context")
     assert space.start(batch).shape == (10, 2, 32)
     assert torch.equal(space.context(space.start(batch)), model.encode(batch).context)
-    assert space.single(batch) == []
+    assert space.posterior_means(batch) == []
 
 
 def test_the_pull_to_the_start_shortens_the_way(batch):
@@ -330,7 +330,7 @@ def test_a_token_is_trained_for_all_tasks_at_once_and_each_as_alone(splits):
     with torch.no_grad():
         with_token, without = (losses(model, batch, t, HEAD.token_loss, 1) for t in (together[owner], None))
     assert with_token.mean() < without.mean()
-    sizes = originals.shown(np.arange(5))["demo_mask"].sum(1)
+    sizes = originals.demonstrations(np.arange(5))["demo_mask"].sum(1)
     assert (together[torch.from_numpy(sizes == 1)] == 0).all()
     group = int(np.flatnonzero(sizes > 1)[-1])
     alone, _ = fit_tokens(model, Examples(originals, np.array([group]), config, 3), config, HEAD.token_loss, CPU)
@@ -355,7 +355,7 @@ def trained_alone(model, examples, config) -> dict[str, torch.Tensor]:
 def test_weights_of_many_tasks_are_trained_at_once_and_each_as_alone(splits, kind, adapt):
     model, originals = model_of(kind), Originals(splits)
     config = TrainingConfig(adapt=adapt, steps=3, lr=3e-3, examples=4)
-    before, sizes = weights(model), originals.shown(np.arange(5))["demo_mask"].sum(1)
+    before, sizes = weights(model), originals.demonstrations(np.arange(5))["demo_mask"].sum(1)
     together, history = fit_weights(model, Examples(originals, np.arange(5), config, 0), config, HEAD.token_loss, CPU)
     assert unchanged(model, before)
     assert history[-1].nanmean() < history[0].nanmean()
@@ -375,7 +375,7 @@ def test_weights_of_many_tasks_are_trained_at_once_and_each_as_alone(splits, kin
 
 def test_examples_of_a_task_are_turned_alike_and_depend_on_the_task_alone(splits):
     originals, config = Originals(splits), TrainingConfig(examples=5)
-    sizes = originals.shown(np.arange(5))["demo_mask"].sum(1)
+    sizes = originals.demonstrations(np.arange(5))["demo_mask"].sum(1)
     group = int(sizes.argmax())
     batch, owner = Examples(originals, np.array([group]), config, 0).batch(2, CPU)
     other, owners = Examples(originals, np.arange(5), config, 0).batch(2, CPU)
@@ -386,12 +386,12 @@ def test_examples_of_a_task_are_turned_alike_and_depend_on_the_task_alone(splits
     colours = [set(batch["demo_labels"][row].flatten().tolist()) for row in range(5)]
     assert len(set(map(frozenset, colours))) > 1
     plain, _ = Examples(originals, np.array([group]), TrainingConfig(examples=5, recolour=False), 0).batch(2, CPU)
-    own = set(originals.shown(np.array([group]))["demo_labels"].flatten().tolist())
+    own = set(originals.demonstrations(np.array([group]))["demo_labels"].flatten().tolist())
     assert set(plain["demo_labels"].flatten().tolist()) == own
     still, _ = Examples(originals, np.array([group]), TrainingConfig(recolour=False, turn=False), 0).batch(2, CPU)
-    pairs = torch.from_numpy(originals.shown(np.array([group]))["demo_inputs"]).expand_as(still["demo_inputs"])
+    pairs = torch.from_numpy(originals.demonstrations(np.array([group]))["demo_inputs"]).expand_as(still["demo_inputs"])
     assert torch.equal(still["demo_inputs"], pairs.to(still["demo_inputs"].dtype))
-    hidden = ~batch["demo_mask"] & torch.from_numpy(originals.shown(np.array([group]))["demo_mask"])
+    hidden = ~batch["demo_mask"] & torch.from_numpy(originals.demonstrations(np.array([group]))["demo_mask"])
     for row in range(5):
         assert torch.equal(batch["inputs"][row], batch["demo_inputs"][row, hidden[row]][0])
 
@@ -422,17 +422,17 @@ def test_controls_show_other_demonstrations(splits, batch):
         assert values[f"ARC_i_clean/{label}/votes"] == 10
         assert 0 <= values[f"ARC_i_clean/{label}/pass@1_low"] <= values[f"ARC_i_clean/{label}/pass@1_high"] <= 1
         assert f"arc_controls_{label}.json" in evaluator.files
-    assert not evaluator.changed(batch, "blanked")["demo_mask"].any()
+    assert not evaluator.alter(batch, "blanked")["demo_mask"].any()
     groups = batch["group_ids"].numpy()
-    shown = evaluator.originals.shown(np.arange(5))
-    foreign = evaluator.changed(batch, "foreign")
+    shown = evaluator.originals.demonstrations(np.arange(5))
+    foreign = evaluator.alter(batch, "foreign")
     for row, group in enumerate(groups):
         match = [
             other for other in range(5) if (shown["demo_inputs"][other] == foreign["demo_inputs"][row].numpy()).all()
         ]
         assert match
         assert group not in match
-    shuffled = evaluator.changed(batch, "shuffled")
+    shuffled = evaluator.alter(batch, "shuffled")
     assert torch.equal(shuffled["demo_inputs"], batch["demo_inputs"])
     assert torch.equal(shuffled["demo_mask"], batch["demo_mask"])
     mask = batch["demo_mask"]

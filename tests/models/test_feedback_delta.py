@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.feedback.apply import choose, costs, dense, low_rank
+from models.feedback.apply import choose_form, costs, dense, low_rank
 from models.feedback.base import BaseLM
 from models.feedback.config import BaseConfig
 from models.feedback.delta import LoraDelta
@@ -86,8 +86,8 @@ def test_low_rank_keeps_small_changes_in_bfloat16():
     assert (factors - x @ change.t()).norm() < 0.01 * (x @ change.t()).norm()
     merged = (weight + change).bfloat16().float() - weight.bfloat16().float()
     assert (merged - change).norm() > 0.1 * change.norm()
-    assert choose("auto", 16, 512, 256, (256, 256), torch.float32, "cpu") == "dense"
-    assert choose("auto", 16, 512, 256, (256, 256), torch.bfloat16, "cpu") == "lowrank"
+    assert choose_form("auto", 16, 512, 256, (256, 256), torch.float32, "cpu") == "dense"
+    assert choose_form("auto", 16, 512, 256, (256, 256), torch.bfloat16, "cpu") == "lowrank"
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from models.feedback.apply import choose
+from models.feedback.apply import choose_form
 from scripts.bench_feedback import main
 from tasks.feedback.benchmark import delta_memory, timings
 
@@ -29,9 +29,9 @@ def test_auto_takes_the_form_that_is_faster_by_far():
         (16, 32, 512, 1, "lowrank"),
         (16, 32, 512, 8, "lowrank"),
     ):
-        assert choose("auto", rows, length, rank, (width, width), torch.float32, "cpu") == form
-    assert choose("dense", 1, 1, 1, (8, 8), torch.bfloat16, "cuda") == "dense"
-    assert choose("auto", 16, 512, 256, (256, 256), torch.float32, "cuda") == "lowrank"
+        assert choose_form("auto", rows, length, rank, (width, width), torch.float32, "cpu") == form
+    assert choose_form("dense", 1, 1, 1, (8, 8), torch.bfloat16, "cuda") == "dense"
+    assert choose_form("auto", 16, 512, 256, (256, 256), torch.float32, "cuda") == "lowrank"
 
 
 def test_timings_of_a_small_grid():
