@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import OpenedCheckpoint, find_checkpoint, open_checkpoint
 from reports.output import write_json_result
-from tasks.loading import home_of, require_average, warn_of_other_data
+from tasks.loading import data_root, require_average, warn_of_other_data
 
 DEFAULTS = {
     "split": "test",
@@ -57,20 +57,20 @@ def evaluate_run(
         UsageError: an argument that this family does not support, no usable checkpoint or data.
     """
     stored, limits = find_checkpoint(args.checkpoint), limits or {}
-    asked_for = {name: value for name in limits if (value := getattr(args, name)) is not None}
+    limited = {name: value for name in limits if (value := getattr(args, name)) is not None}
     for name, default in {**DEFAULTS, **({} if override_data else {"data": None})}.items():
         if getattr(args, name) != default and name not in limits:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {stored.entry}.py")
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
-    given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
-    with contextlib.chdir(home_of(checkpoint)):
-        overrides = dict(override_data(checkpoint, given)) if override_data else {}
-        for name, value in asked_for.items():
+    data_names = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
+    with contextlib.chdir(data_root(checkpoint)):
+        overrides = dict(override_data(checkpoint, data_names)) if override_data else {}
+        for name, value in limited.items():
             block, dot, key = limits[name].partition(".")
             chosen = None if value == "all" else value
             overrides[block] = {**stored.config[block], key: chosen} if dot else chosen
-        if "max_groups" in asked_for and "max_examples" not in asked_for:
+        if "max_groups" in limited and "max_examples" not in limited:
             overrides[limits["max_examples"]] = None  # groups are evaluated whole
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
         require_average(opened, args.weights)
@@ -86,17 +86,17 @@ def evaluate_run(
     for name, value in results.items():
         print_rank0(f"{name:<{width}}{value:.4f}" if value is not None else f"{name:<{width}}-")
     step, config = opened.checkpoint.step, opened.config
-    asked = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
+    checkpoint_name = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
     shown = f", {mode}={getattr(config, mode)}" if mode else ""
-    print_rank0(f"checkpoint  {opened.run_dir}, {asked}: step {step}, {opened.weights} weights{shown}")
+    print_rank0(f"checkpoint  {opened.run_dir}, {checkpoint_name}: step {step}, {opened.weights} weights{shown}")
     for card in data:
         print_rank0(f"data        {card['path']}, content hash {card['content_hash'][:12]}")
-    marks = [f"data-{data[0]['content_hash'][:8]}"] if given else []
-    marks += [f"{name.removeprefix('max_')}-{value}" for name, value in asked_for.items() if name != "batch_size"]
+    marks = [f"data-{data[0]['content_hash'][:8]}"] if data_names else []
+    marks += [f"{name.removeprefix('max_')}-{value}" for name, value in limited.items() if name != "batch_size"]
     marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
     settings = {
         "run": str(opened.run_dir),
-        "checkpoint": asked,
+        "checkpoint": checkpoint_name,
         "step": step,
         "weights": opened.weights,
         **{key: _setting(config, key) for key in [*([mode] if mode else []), *keys, *limits.values()]},

@@ -80,7 +80,7 @@ def require_average(opened: Any, weights: str | None) -> None:
         raise UsageError(f"{opened.run_dir} keeps no averaged weights (ema=false): use --weights raw")
 
 
-def home_of(checkpoint: Path) -> Path:
+def data_root(checkpoint: Path) -> Path:
     """The folder that a run's relative data paths are resolved against.
 
     The recorded working directory, if the data is there; for a run that was moved, the first parent folder that has
@@ -90,9 +90,9 @@ def home_of(checkpoint: Path) -> Path:
     started = _environment(run_dir).get("working_directory")
     recorded = [Path(started)] if isinstance(started, str) and Path(started).is_dir() else []
     names = _data_names(checkpoint)
-    for home in (*recorded, *run_dir.parents, Path.cwd()):
-        if names and all(os.path.exists(home / name) for name in names):
-            return home
+    for root in (*recorded, *run_dir.parents, Path.cwd()):
+        if names and all(os.path.exists(root / name) for name in names):
+            return root
     return next(iter(recorded), Path.cwd())
 
 

@@ -26,7 +26,7 @@ from tasks.animal.evaluation import Figures
 from tasks.animal.loading import open_animal_run
 from tasks.animal.samples import Sample
 from tasks.animal.tempering import tempered
-from tasks.loading import home_of, pick_checkpoint
+from tasks.loading import data_root, pick_checkpoint
 
 SHOWN = (
     *("valid_fraction", "in_grammar", "plausible_fraction", "ref_kl"),
@@ -108,7 +108,7 @@ def _one_of_each_seed(runs: Sequence[Run]) -> dict[int, Run]:
 
 def _base_points(run: Run) -> dict[str, Figures]:
     """Sampling settings -> metrics of the base of `run`, with the embedder and clusters of that run's evaluations."""
-    with contextlib.chdir(home_of(run.path.resolve())):
+    with contextlib.chdir(data_root(run.path.resolve())):
         opened = open_animal_run(pick_checkpoint(run.path.resolve(), "latest"))
     task: Any = opened.plan.task
     config, figures = opened.config, task.measurement.figures

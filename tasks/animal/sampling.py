@@ -13,7 +13,7 @@ from engine.io import print_rank0
 from models.animal.language_model import Sampling
 from tasks.animal.loading import open_animal_run
 from tasks.language_model.report import start_text
-from tasks.loading import home_of, pick_checkpoint, with_defaults
+from tasks.loading import data_root, pick_checkpoint, with_defaults
 
 DEFAULTS = {"num_samples": 8, "temperature": 1.0, "top_k": [0]}
 """Plain sampling, as in the run's evaluations."""
@@ -34,7 +34,7 @@ def sample_run(args: argparse.Namespace) -> None:
     settings = {"prompt": args.prompt and start_text(args.prompt[0]), "max_new_tokens": args.max_new_tokens}
     overrides = {key: value for key, value in settings.items() if value is not None}
     run = Path(os.path.abspath(pick_checkpoint(args.run, args.checkpoint)))
-    with contextlib.chdir(home_of(run)):
+    with contextlib.chdir(data_root(run)):
         opened = open_animal_run(run, device=args.device, weights=args.weights, overrides=overrides)
     task: Any = opened.plan.task
     for top_k in args.top_k:

@@ -16,7 +16,7 @@ from dataset.writing import describe
 from engine.errors import UsageError
 from engine.run.load_run import find_checkpoint, open_checkpoint
 from tasks.etrm.family import FAMILY
-from tasks.loading import home_of, require_average
+from tasks.loading import data_root, require_average
 from tasks.recursive_reasoning.prediction import (
     COPIES,
     SUBSET,
@@ -53,7 +53,7 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
     copies = args.augmentations
     if copies is None:
         copies = min(COPIES, int(describe(folders[0]).get("num_aug", COPIES)))
-    with tempfile.TemporaryDirectory(prefix="loopforge-predict-") as folder, contextlib.chdir(home_of(place)):
+    with tempfile.TemporaryDirectory(prefix="loopforge-predict-") as folder, contextlib.chdir(data_root(place)):
         data = Path(folder) / SUBSET
         plan = ArcBuild(
             output_dir=data,

@@ -19,7 +19,7 @@ from models.feedback.adapter_config import AdapterShape
 from models.feedback.config import TextShape
 from tasks.feedback.args import FeedbackConfig
 from tasks.feedback.base import FrozenBase, base_overrides, load_base, text_shape
-from tasks.loading import home_of, pick_checkpoint
+from tasks.loading import data_root, pick_checkpoint
 
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ class FeedbackRun:
 def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) -> FeedbackRun:
     """Load a run's checkpoint. Raises: UsageError for no checkpoint, no vocabulary, or a base it was not trained on."""
     run = Path(os.path.abspath(run))
-    with contextlib.chdir(home_of(run)):
+    with contextlib.chdir(data_root(run)):
         stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
         family = family_of(stored.entry, f"checkpoint {stored.path}: entry")
         config = read_config(stored, family.schema, device=device)

@@ -15,7 +15,7 @@ from models.language_models.gpt import LMShape
 from tasks.language_model.args import TrainConfig
 from tasks.language_model.family import FAMILY
 from tasks.language_model.report import LanguageReport
-from tasks.language_model.start import starting_weights
+from tasks.language_model.start import initial_weights
 from tasks.language_model.task import Criterion, LanguageModelTask, param_groups
 from tasks.optimizers import check_optimizers
 
@@ -76,7 +76,7 @@ def build(
         batch_rows=rows,
         step_counts={"tokens": rows * block_size},
         cards=data.cards,
-        start=starting_weights(config, model, data.folders),
+        start=initial_weights(config, model, data.folders),
         report=LanguageReport(config, model, data.folders),
         links={"ckpt.pt": "best", "ckpt_last.pt": "latest"},
     )

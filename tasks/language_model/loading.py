@@ -16,7 +16,7 @@ from engine.io import print_rank0
 from engine.run.environment import data_change
 from engine.run.files import read_json
 from tasks.language_model.family import FAMILY
-from tasks.loading import home_of, pick_checkpoint
+from tasks.loading import data_root, pick_checkpoint
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
     from models.language_models.gpt import LMShape
 
     run = Path(os.path.abspath(run))
-    with contextlib.chdir(home_of(run)):
+    with contextlib.chdir(data_root(run)):
         stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
         if stored.entry != FAMILY.entry:
             raise UsageError(f"{run} was written by {stored.entry}.py: expected a run of {FAMILY.entry}.py")

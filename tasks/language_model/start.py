@@ -31,7 +31,7 @@ HUB = "openai-community/"
 GPT2_VOCAB_SIZE = 50257
 
 
-def starting_weights(config: TrainConfig, model: nn.Module, folders: Sequence[Path]) -> Callable[[], None] | None:
+def initial_weights(config: TrainConfig, model: nn.Module, folders: Sequence[Path]) -> Callable[[], None] | None:
     """A function that loads the initial weights, to be called if the run does not resume; None for random weights."""
     if config.init_from == "gpt2":
         return partial(load_gpt2, config, model, folders)

@@ -27,7 +27,7 @@ from tasks.recursive_reasoning.args import EpisodeConfig, PretrainConfig
 from tasks.recursive_reasoning.epochs import EpochPlan
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.groups import param_groups
-from tasks.recursive_reasoning.start import check_branch, starting_weights
+from tasks.recursive_reasoning.start import check_branch, initial_weights
 from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
 
@@ -78,7 +78,7 @@ def build(
         copies=OnlineCopies(train, test) if config.online_augmentation else None,
         **evaluation_of(config, EvalSampler, test),
     )
-    start = starting_weights(config, model, train)
+    start = initial_weights(config, model, train)
     return training_plan(config, task, epochs.total_steps, evaluated, held_back, [*folders, *tests], start=start)
 
 

@@ -155,12 +155,12 @@ def _session(identifiers: int, width: int, rounds: int, folder: Path) -> tuple[T
         **{"hidden_size": width, "num_heads": max(width // 64, 1), "H_cycles": 1, "L_cycles": 1, "L_layers": 2},
         **{"puzzle_emb_ndim": width, "puzzle_emb_len": 1},
     }
-    given = {
+    settings = {
         **{"script": "pretrain.py", "device": "cpu", "arch": arch, "data_paths": [str(data)], "ema": True},
         **{"global_batch_size": ROWS, "epochs": 100, "final_eval": False, "keep_last": 1, "log_interval": 1000},
         **{"project_name": "bench", "run_name": "checkpoint", "run_dir": str(folder / "run")},
     }
-    resolved = with_defaults(PretrainConfig, given)
+    resolved = with_defaults(PretrainConfig, settings)
     config = structure(PretrainConfig, resolved)
     text = HEADER + json.dumps({"config_name": "cfg_pretrain", "choices": {}}) + "\n"
     vars(config)["_source"] = ConfigSource(text, resolved)

@@ -14,7 +14,7 @@ from dataset.format import PuzzleSplit, load_splits
 from engine.errors import UsageError
 from engine.io import user_path
 from engine.registry import Family
-from tasks.loading import data_identity, home_of, require_average, warn_of_other_data
+from tasks.loading import data_identity, data_root, require_average, warn_of_other_data
 from tasks.recursive_reasoning.family import FAMILY
 
 
@@ -68,10 +68,10 @@ def load_puzzle_run(
     from engine.run.load_run import find_checkpoint, open_checkpoint
 
     checkpoint = Path(os.path.abspath(run))
-    given = [os.path.abspath(user_path(path)) for path in data or ()]
-    if twice := next((path for path in given if given.count(path) > 1), None):
+    chosen = [os.path.abspath(user_path(path)) for path in data or ()]
+    if twice := next((path for path in chosen if chosen.count(path) > 1), None):
         raise UsageError(f"--data names {twice} twice: its examples would count twice")
-    with contextlib.chdir(home_of(checkpoint)):
+    with contextlib.chdir(data_root(checkpoint)):
         writer = find_checkpoint(checkpoint).entry
         if writer != family.entry:
             raise UsageError(f"{run} was written by {writer}.py: expected a run of {family.entry}.py")
@@ -80,11 +80,11 @@ def load_puzzle_run(
         config = opened.config
         require_average(opened, weights)
         usual = config.data_paths_test if split == "test" and config.data_paths_test else config.data_paths
-        folders = [ensure(path, build=bool(given)) for path in given or usual]
+        folders = [ensure(path, build=bool(chosen)) for path in chosen or usual]
         roots = [folder.absolute() for folder in folders]  # read after the working directory has changed back
         splits = load_splits(roots, split, like=task.sampler.splits)
         identities = [data_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
-        if not given:
+        if not chosen:
             warn_of_other_data(opened.checkpoint, identities)
     steps = steps or task.model.halt_max_steps
     task.model.halt_max_steps = steps  # evaluation always takes exactly this many

@@ -37,7 +37,7 @@ from engine.run.load_run import find_checkpoint, read_config
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
 from evaluators.voting.tasks import Protocol
-from tasks.loading import home_of, with_defaults
+from tasks.loading import data_root, with_defaults
 from tasks.recursive_reasoning.build import build
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -157,7 +157,7 @@ def _nothing(*_: Any) -> None:
 def folders_here(checkpoint: Path, config: Mapping[str, Any], family: Family) -> list[Path]:
     """The data folders of a run of `family` that exist on this machine."""
     place = Path(os.path.abspath(checkpoint))
-    with contextlib.suppress(OSError), contextlib.chdir(home_of(place)):
+    with contextlib.suppress(OSError), contextlib.chdir(data_root(place)):
         return [user_path(name).resolve() for name in family.data_folders(config) if user_path(name).is_dir()]
     return []
 
@@ -214,8 +214,8 @@ def _originals(split: PuzzleSplit) -> Iterator[Pair]:
     for begin in range(0, len(puzzles), 256):
         rows = [np.arange(*split.puzzle_indices[puzzle : puzzle + 2]) for puzzle in puzzles[begin : begin + 256]]
         batch = split.batch(np.concatenate(rows))
-        for asked, answer in zip(_grids(batch["inputs"]), _grids(batch["labels"]), strict=True):
-            yield Pair("train", asked, answer)
+        for query, answer in zip(_grids(batch["inputs"]), _grids(batch["labels"]), strict=True):
+            yield Pair("train", query, answer)
 
 
 def _grids(tokens: np.ndarray) -> list[np.ndarray]:

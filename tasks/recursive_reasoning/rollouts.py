@@ -28,10 +28,10 @@ def rollouts_of(args: argparse.Namespace, seed: int, steps: int, splits: Sequenc
     Defaults are what helped most (docs/results/rollouts.md): a vote over the symmetries of the data sets or, if one
     has none, the most confident of random starts. Raises: UsageError.
     """
-    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     if args.rollouts is None:
-        if given:
-            raise UsageError(f"--{next(iter(given))} is about rollouts: add --rollouts N")
+        if options:
+            raise UsageError(f"--{next(iter(options))} is about rollouts: add --rollouts N")
         return None
     if args.rollouts < 2:
         raise UsageError("--rollouts 1 is the plain evaluation: give 2 or more, or leave it out")
@@ -42,13 +42,13 @@ def rollouts_of(args: argparse.Namespace, seed: int, steps: int, splits: Sequenc
             "--halting latched ends an episode at its own step: rollouts all take the same (--select first)"
         )
     symmetric = bool(splits) and all(symmetries_of(split.root, split.metadata) is not None for split in splits)
-    vary = given.setdefault("vary", "symmetry" if symmetric else "init")
-    given.setdefault("select", "vote" if vary == "symmetry" else "q")
-    if "sigma" in given and vary != "noise":
+    vary = options.setdefault("vary", "symmetry" if symmetric else "init")
+    options.setdefault("select", "vote" if vary == "symmetry" else "q")
+    if "sigma" in options and vary != "noise":
         raise UsageError(f"--sigma is the size of the noise: it has no meaning with --vary {vary}")
-    if not 0 < given.get("sigma", 1.0) < math.inf:
-        raise UsageError(f"--sigma {given['sigma']:g}: expected a number above 0")
-    return Rollouts(RolloutsConfig(rollouts=args.rollouts, steps=steps, seed=seed, **given))
+    if not 0 < options.get("sigma", 1.0) < math.inf:
+        raise UsageError(f"--sigma {options['sigma']:g}: expected a number above 0")
+    return Rollouts(RolloutsConfig(rollouts=args.rollouts, steps=steps, seed=seed, **options))
 
 
 def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:

@@ -25,7 +25,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.model import RecursiveModel
-from tasks.loading import home_of, shape_mismatch
+from tasks.loading import data_root, shape_mismatch
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -34,14 +34,14 @@ TABLE = "inner.puzzle_emb.weights"
 PUBLIC_CONFIG = "all_config.yaml"
 
 
-def starting_weights(
+def initial_weights(
     config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]
 ) -> Callable[[], None] | None:
     """A function that loads the initial weights, to be called if the run does not resume; None for random weights."""
-    return partial(load_other, config, model, train) if config.load_checkpoint else None
+    return partial(load_initial, config, model, train) if config.load_checkpoint else None
 
 
-def load_other(config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]) -> None:
+def load_initial(config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]) -> None:
     """Load the weights of the run or checkpoint that the config names (averaged ones if it keeps them) into `model`.
 
     Optimizer states, step and carry are not loaded. `train`: the training splits.
@@ -116,7 +116,7 @@ def _find(name: str, path: Path) -> Checkpoint:
 
 def _folders(checkpoint: Checkpoint) -> list[Path]:
     """Absolute paths of the data sets that a checkpoint was trained on."""
-    with contextlib.chdir(home_of(checkpoint.path)):
+    with contextlib.chdir(data_root(checkpoint.path)):
         return [Path(folder).absolute() for folder in FAMILY.data_folders(checkpoint.config)]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.checkpoint.store import CheckpointStore
-from tasks.loading import home_of
+from tasks.loading import data_root
 
 
 def run_at(folder: Path, started: Path, config: dict[str, object]) -> Path:
@@ -27,17 +27,17 @@ def test_data_beside_a_moved_run_are_found(tmp_path: Path, config: dict, monkeyp
         place.mkdir()
     monkeypatch.chdir(here)
     run = run_at(new / "checkpoints/p/r", old, config)
-    assert home_of(run) == old  # nobody has the data: the error names the place it was started in
+    assert data_root(run) == old  # nobody has the data: the error names the place it was started in
     (here / "data/plain").mkdir(parents=True)
-    assert home_of(run) == here
+    assert data_root(run) == here
     (new / "data/plain").mkdir(parents=True)
-    assert home_of(run) == new
-    assert home_of(run / "checkpoints/step_1") == new
+    assert data_root(run) == new
+    assert data_root(run / "checkpoints/step_1") == new
     (old / "data/plain").mkdir(parents=True)
-    assert home_of(run) == old
+    assert data_root(run) == old
 
 
 def test_a_damaged_or_odd_config_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("x" * 5000, "\x00", "/dev/zero"):
-        assert home_of(run_at(tmp_path / "r", tmp_path / "gone", {"dataset": name})) == tmp_path
+        assert data_root(run_at(tmp_path / "r", tmp_path / "gone", {"dataset": name})) == tmp_path

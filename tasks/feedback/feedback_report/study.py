@@ -19,7 +19,7 @@ from reports.runs import Run
 from reports.study import Cell, Study, leaves
 from tasks.feedback.args import FeedbackConfig
 from tasks.feedback.runs import base_checkpoint
-from tasks.loading import home_of
+from tasks.loading import data_root
 
 METRIC, PARAMETERS, FLOPS = "eval/loss", "eval/parameters", "eval/flops"
 LORA, TUNED, HYPER = "static_lora@StaticLora", "attention_finetune@AttentionFineTune", "hypernetwork@HyperNetwork"
@@ -39,7 +39,7 @@ def with_base(run: Run) -> Run:
     config = run.config
     if "ff_checkpoint_dir" not in config:
         return run
-    with contextlib.chdir(home_of(run.path)):
+    with contextlib.chdir(data_root(run.path)):
         try:
             path = base_checkpoint(
                 *(str(config[key]) for key in ("ff_checkpoint_dir", "ff_checkpoint_name", "out_dir", "active_dataset"))

@@ -98,17 +98,19 @@ OF_THE_LAUNCH = ("project_name", "run_name", "checkpoint_path", "load_checkpoint
 # --- theirs to ours ---------------------------------------------------------------------------------------------------
 
 
-def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(a complete `arch` block in our keys, contradictions to the shapes). all_config.yaml overrides shapes; `given`,
-    the keys that the user set, overrides both.
+def arch_block(
+    config: Mapping[str, Any], sizes: Sizes, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """(a complete `arch` block in our keys, contradictions to the shapes). all_config.yaml overrides shapes, and
+    `overrides`, the keys that the user set, overrides both.
 
     Raises: UsageError for an unknown model, or keys that neither shapes nor config determine.
     """
-    stated = _stated(config, sizes) | dict(given)
+    stated = _stated(config, sizes) | dict(overrides)
     kind = KINDS[sizes.kind]
     model: Any = resolve(kind.ours, "models", "arch.name").Config  # type: ignore[attr-defined]
     known = {field.name for field in fields(model)} - set(kind.unread)
-    if unknown := [key for key in given if key not in known]:
+    if unknown := [key for key in overrides if key not in known]:
         raise UsageError(f"arch.{unknown[0]}: {sizes.kind} has no such key: {did_you_mean(unknown[0], known)}")
     stated = {key: value for key, value in stated.items() if key in known and value is not None}
     if "pos_encodings" in stated and stated["pos_encodings"] not in ("rope", "learned"):
@@ -171,7 +173,7 @@ def _require(arch: Mapping[str, Any], kind: Kind, sizes: Sizes, *, no_config: bo
 
 
 def run_config(
-    config: Mapping[str, Any], arch: Mapping[str, Any], given: Mapping[str, Any]
+    config: Mapping[str, Any], arch: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """(the full config of a run of ours, keys of all_config.yaml that have no counterpart)."""
     paths = config.get("data_paths") or config.get("data_path") or []
@@ -194,7 +196,7 @@ def run_config(
     ours["evaluators"] = evaluators
     known = {*SAME, *OF_THE_LAUNCH, "arch", "data_paths", "data_path", "evaluators"}
     left += [key for key in config if key not in known]
-    return with_defaults(PretrainConfig, {**ours, **given}), left
+    return with_defaults(PretrainConfig, {**ours, **overrides}), left
 
 
 # --- ours to theirs ---------------------------------------------------------------------------------------------------

@@ -75,16 +75,16 @@ def import_run(args: Namespace) -> None:
     source = read_public(args.source)
     shapes = {name: list(tensor.shape) for name, tensor in source.tensors.items()}
     sizes = read_sizes(shapes)
-    arch_given, given = set_values(args.values)
-    arch, differing = arch_block(source.config, sizes, arch_given)
+    arch_overrides, overrides = set_values(args.values)
+    arch, differing = arch_block(source.config, sizes, arch_overrides)
     if args.data:
-        given["data_paths"] = [os.fspath(path) for path in args.data]
+        overrides["data_paths"] = [os.fspath(path) for path in args.data]
     place = {
         "project_name": folder.parent.name or "imported",
         "run_name": folder.name,
         "run_dir": os.fspath(args.folder),
     }
-    resolved, left = run_config(source.config, arch, {**place, **given})
+    resolved, left = run_config(source.config, arch, {**place, **overrides})
     if not resolved["data_paths"]:
         raise UsageError("all_config.yaml names no data: add --data FOLDER, the data set that the model is of")
     config: PretrainConfig = structure(PretrainConfig, {**resolved, "device": "cpu"})

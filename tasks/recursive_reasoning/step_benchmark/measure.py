@@ -163,14 +163,14 @@ class Pair:
             identifiers=[f"p{number}" for number in range(4 * rows + 1)],
         )
         arch = {"halt_max_steps": EPISODE, "loss": {"name": "losses@ACTLossHead"}, **case.arch}
-        given: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "script": "pretrain.py",
             "device": "cpu",
             "arch": arch,
             "data_paths": [str(folder / "puzzles")],
         }
-        given |= {"global_batch_size": rows, "epochs": 1000, "ema": True, "lr_warmup_steps": 0, "lr_min_ratio": 1.0}
-        config = structure(PretrainConfig, with_defaults(PretrainConfig, given))
+        settings |= {"global_batch_size": rows, "epochs": 1000, "ema": True, "lr_warmup_steps": 0, "lr_min_ratio": 1.0}
+        config = structure(PretrainConfig, with_defaults(PretrainConfig, settings))
         cpu = torch.device("cpu")
         runtime = Runtime(
             device=cpu, dtype=torch.float32, attention="auto", seed=0, accumulation=1, rank=0, world_size=1
