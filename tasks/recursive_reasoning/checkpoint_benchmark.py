@@ -61,10 +61,12 @@ class Timed(Session):
     rounds: int
 
     def begin(self, rounds: int) -> None:
+        """Reset the timings, for `rounds` saves of each mode."""
         self.saved, self.quiet, self.rounds = {mode: [] for mode in MODES}, [], rounds
         self.last, self.since, self.current = 0.0, 0, Saved(0.0)
 
     def after_step(self, trainer: Any) -> None:
+        """Time the step, and save if it is due; end the run after the last save."""
         now = time.perf_counter()
         writing = self.writer._thread is not None and self.writer._thread.is_alive()
         if writing:

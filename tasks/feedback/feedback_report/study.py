@@ -74,6 +74,7 @@ class FeedbackStudy(Study):
         return with_later_keys(dict(settings))
 
     def is_baseline(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the cell is a static LoRA."""
         return kind(settings) == LORA
 
     def baseline_of(self, cell: Cell, cells: Sequence[Cell]) -> Cell | None:
@@ -98,6 +99,7 @@ class FeedbackStudy(Study):
         return names
 
     def rank(self, cell: Cell) -> int:
+        """Sort key by kind of model: bases, static LoRA, fine-tuning, hypernetworks."""
         order = [BASE, LOOPED, LORA, TUNED, HYPER]
         return order.index(kind(cell.settings)) if kind(cell.settings) in order else len(order)
 

@@ -28,6 +28,7 @@ class AnswerTally:
     needs_steps = False
 
     def begin(self, splits: Sequence[Any] = ()) -> None:
+        """Reset all records."""
         self.scores: dict[str, list[Any]] = {"exact_accuracy": [], "accuracy": []}
         self.answers: list[Any] = []
         self.scored: list[Any] = []
@@ -52,6 +53,7 @@ class AnswerTally:
         self.second = self.second + goals.T @ goals
 
     def result(self) -> dict[str, float | None]:
+        """No metrics: the records are read after the evaluation."""
         return {}
 
     def participation(self) -> float | None:

@@ -35,6 +35,7 @@ SHORT_NAMES = {WEIGHT: "weight", PERIOD: "period"}
 
 
 def has_head(settings: Mapping[str, Any]) -> bool:
+    """Whether a run has a manager."""
     return PERIOD in settings
 
 
@@ -67,16 +68,20 @@ class FeudalStudy(Study):
         return {name: value for name, value in settings.items() if head or not self.is_factor(name)}
 
     def is_factor(self, key: str) -> bool:
+        """Whether a key belongs to the manager or its loss."""
         return key.startswith(HEAD_PREFIXES)
 
     def is_baseline(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the cell has no manager."""
         return not has_head(settings)
 
     def names(self, settings: Sequence[Mapping[str, Any]]) -> list[str]:
+        """A name for each cell: baseline, feudal, or its differences from the usual values."""
         usual = self._usual_values(settings)
         return [self._name(each, usual) for each in settings]
 
     def rank(self, cell: Cell) -> int:
+        """Sort key: the baseline, the full manager, then the others."""
         return {BASELINE: 0, FULL: 1}.get(cell.name, 2)
 
     def _usual_values(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class PublicCheckpoint:
     path: Path
     """The state dict."""
     config: dict[str, Any]
-    """all_config.yaml; empty where there is none."""
+    """all_config.yaml; empty if there is none."""
     tensors: dict[str, Tensor]
     """By name without prefixes: `inner.NAME`. Memory-mapped if the file allows it."""
     keys: dict[str, str]

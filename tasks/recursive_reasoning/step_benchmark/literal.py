@@ -91,6 +91,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), gate and up in one matrix."""
+
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.gate_up_proj, self.down_proj = Linear(width, 2 * inner), Linear(inner, width)
@@ -102,6 +104,8 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
+    """Non-causal multi-head attention with RoPE, x [B, S, D] -> [B, S, D]."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -119,6 +123,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Post-norm block: attention, or an MLP over positions, then a SwiGLU; x [B, S, D] -> [B, S, D]."""
+
     def __init__(self, config: Any, inner: int, positions: int, inner_positions: int) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
@@ -136,6 +142,8 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
+    """Blocks applied to the sum of hidden state and injection, both [B, S, D]."""
+
     def __init__(self, blocks: list[Block]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
@@ -181,6 +189,7 @@ class Inner(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def embed(self, data: Batch) -> Tensor:
+        """Scaled input embedding [B, S, D], with the puzzle embedding as prefix."""
         x: Tensor = self.embed_tokens(data["inputs"])
         if self.puzzle_emb is not None:
             vector = self.puzzle_emb(data["puzzle_identifiers"])
@@ -224,6 +233,7 @@ class Literal(nn.Module):
         )
 
     def initial_carry(self, batch: Batch) -> Carry:
+        """A carry of halted rows, which all take their example from the first batch."""
         rows, device = len(batch["inputs"]), batch["inputs"].device
         empty = torch.empty(rows, self.positions, self.config.hidden_size, dtype=self.inner.dtype, device=device)
         return Carry(

@@ -28,6 +28,7 @@ class AdamATan2:
 
     @torch.no_grad()
     def step_loop(self) -> None:
+        """Update one parameter at a time."""
         self.count += 1
         (beta1, beta2), lr = self.betas, self.lr
         for param, (mean, square) in zip(self.params, self.moments, strict=True):
@@ -42,6 +43,7 @@ class AdamATan2:
 
     @torch.no_grad()
     def step_foreach(self) -> None:
+        """Update all parameters that have a gradient with foreach kernels."""
         self.count += 1
         (beta1, beta2), lr = self.betas, self.lr
         used = [(p, p.grad, *pair) for p, pair in zip(self.params, self.moments, strict=True) if p.grad is not None]
