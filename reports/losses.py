@@ -51,6 +51,12 @@ def read_losses(place: Path) -> Record:
     return record
 
 
+def same_file(first: Path, second: Path) -> bool:
+    """Whether both name one file of metrics, which always equals itself."""
+    a, b = (place / "metrics.jsonl" if place.is_dir() else place for place in (first, second))
+    return a.resolve() == b.resolve()
+
+
 def _lines(file: Path) -> list[dict[str, Any]]:
     try:
         with reading.open_regular(file) as stream:

@@ -120,6 +120,9 @@ def read_run(path: Path, metric: str, study: RunFilter) -> Run:
     stored = stored if isinstance(stored, dict) else {}
     results = {name: float(value) for name, value in stored.items() if _is_usable(value)}
     step = summary.get("step") or 0
+    if type(step) is int and metric not in stored and results:
+        others = ", ".join(sorted(results)[:3]) + ", ..." * (len(results) > 3)
+        raise UsageError(f"{path}: its final evaluation has no {metric}, but {others} (summary.json)")
     if type(step) is not int or metric not in stored:
         raise UsageError(f"{path} has no final evaluation with {metric} (summary.json): train it with final_eval=true")
     if metric not in results:

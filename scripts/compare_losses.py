@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Compare, print; the exit code."""
-    from reports.losses import as_text, compare_losses, read_losses
+    from reports.losses import as_text, compare_losses, read_losses, same_file
 
     try:
         records = [read_losses(place) for place in (args.first, args.second)]
@@ -62,6 +62,8 @@ def main(args: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if same_file(args.first, args.second):
+        print(f"warning: {args.first} and {args.second} are the same metrics, which always agree", file=sys.stderr)
     print(as_text(differences, compared, args.tolerance))
     return int(args.assert_equal and bool(differences))
 

@@ -57,6 +57,7 @@ def test_whole_numbers_are_numbers(tmp_path: Path) -> None:
         ("summary.json", "[]", "has no final evaluation"),
         ("summary.json", '{"step": "x", "results": {"eval/accuracy": 1}}', "has no final evaluation"),
         ("summary.json", '{"results": [1]}', "has no final evaluation"),
+        ("summary.json", '{"step": 1, "results": {"eval/bpb": 1}}', "evaluation has no eval/accuracy, but eval/bpb "),
     ],
 )
 def test_a_damaged_folder_is_one_line(tmp_path: Path, file: str, content: str, message: str) -> None:
