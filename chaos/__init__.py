@@ -1,1 +1,1 @@
-"""Faults on purpose: a command that was killed, paused or robbed of its disk must end as if nothing had happened."""
+"""Fault injection: a command that is killed, paused or runs out of disk must end as if nothing had happened."""

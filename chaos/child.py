@@ -1,4 +1,4 @@
-"""Commands in forked children of a process that has torch loaded: tenths of a second instead of seconds."""
+"""Runs commands in forked children of a process that has torch loaded: they start in tenths of a second."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from typing import NoReturn
 from engine.registry import ROOT
 
 PATIENCE_S = 10.0
-"""How long a command has to end after it is asked to."""
+"""How long a command may take to end after SIGTERM."""
 MEMORY = 3 << 30
-"""Bytes that a child may take beyond what it was born with."""
+"""Bytes that a child may allocate beyond what it starts with."""
 Call = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did; `code` is minus the signal where one ended it."""
+    """How a command ended; `code` is -N if signal N ended it."""
 
     code: int
     output: str
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def import_all(names: Iterable[str]) -> None:
-    """Import what the children will need, once. A name that cannot be imported is left to them."""
+    """Import once what the children will need. Names that cannot be imported are skipped."""
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
@@ -50,36 +50,36 @@ def import_all(names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Child:
-    """A command that runs; `wait` for it once."""
+    """A running command; `wait` for it once."""
 
     pid: int
-    began: float
+    started: float
     pipe: int
-    """What it prints. A pipe, since a limit on the size of files would hold for a file."""
+    """Its output: a pipe, since a limit on file sizes would apply to a file."""
 
 
 def wait(children: Sequence[Child]) -> list[Outcome]:
-    """What the commands did, once all of them have ended."""
-    printed: dict[int, list[bytes]] = {child.pipe: [] for child in children}
+    """Wait until all commands have ended; return their outcomes."""
+    chunks: dict[int, list[bytes]] = {child.pipe: [] for child in children}
     with selectors.DefaultSelector() as open_pipes:
-        for pipe in printed:
+        for pipe in chunks:
             open_pipes.register(pipe, selectors.EVENT_READ)
         while open_pipes.get_map():
             for key, _ in open_pipes.select():
-                printed[key.fd].append(os.read(key.fd, 1 << 16))
-                if not printed[key.fd][-1]:
+                chunks[key.fd].append(os.read(key.fd, 1 << 16))
+                if not chunks[key.fd][-1]:
                     open_pipes.unregister(key.fd)
                     os.close(key.fd)
     outcomes = []
     for child in children:
         _, status = os.waitpid(child.pid, 0)
-        output = b"".join(printed[child.pipe]).decode("utf-8", "replace")
-        outcomes.append(Outcome(os.waitstatus_to_exitcode(status), output, time.monotonic() - child.began))
+        output = b"".join(chunks[child.pipe]).decode("utf-8", "replace")
+        outcomes.append(Outcome(os.waitstatus_to_exitcode(status), output, time.monotonic() - child.started))
     return outcomes
 
 
 def end(children: Sequence[Child]) -> None:
-    """End those that still run: SIGTERM, which a runner hands on to its jobs, and SIGKILL for what does not heed it."""
+    """End those that still run: SIGTERM, which a runner forwards to its jobs, then SIGKILL."""
     try:
         for child in _running(children):
             os.kill(child.pid, signal.SIGTERM)
@@ -95,7 +95,7 @@ def end(children: Sequence[Child]) -> None:
 def _running(children: Sequence[Child]) -> list[Child]:
     running = []
     for child in children:
-        with contextlib.suppress(ChildProcessError):  # collected already
+        with contextlib.suppress(ChildProcessError):  # already reaped
             if os.waitpid(child.pid, os.WNOHANG)[0] == 0:
                 running.append(child)
     return running
@@ -111,30 +111,30 @@ def start(
     environment: Mapping[str, str] | None = None,
     limit_s: int = 60,
 ) -> Child:
-    """Begin `python SCRIPT WORDS` (a path below the project, or `-m MODULE`) in `cwd`. In the child `before` is called
-    first, and `after` at its end unless it was killed; a child that takes longer than `limit_s` is killed.
+    """Start `python SCRIPT WORDS` (a path in the project, or `-m MODULE`) in `cwd`. In the child `before` is called
+    first, and `after` at the end unless it is killed; a child that takes longer than `limit_s` is killed.
     """
-    began = time.monotonic()
-    ours, theirs = os.pipe()
+    started = time.monotonic()
+    read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.dup2(theirs, 1), os.dup2(theirs, 2)
+        os.dup2(write_end, 1), os.dup2(write_end, 2)
         os.environ.update(HOME=str(cwd), WANDB_MODE="offline", HF_HUB_OFFLINE="1", **(environment or {}))
         _run(script, words, cwd, before, after, limit_s)
-    os.close(theirs)
-    return Child(pid, began, ours)
+    os.close(write_end)
+    return Child(pid, started, read_end)
 
 
 def execute(script: str, words: Sequence[str], cwd: Path, *, before: Call | None = None, limit_s: int = 60) -> Outcome:
-    """`start`, and wait. The child's memory is bounded."""
+    """`start` a command with limited memory, and wait for it."""
 
-    def bounded() -> None:
-        born = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (born + MEMORY, born + MEMORY))
+    def limit_memory() -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
         if before is not None:
             before()
 
-    return wait([start(script, words, cwd, before=bounded, limit_s=limit_s)])[0]
+    return wait([start(script, words, cwd, before=limit_memory, limit_s=limit_s)])[0]
 
 
 def _run(
@@ -166,13 +166,13 @@ def _run(
     except Exception:
         traceback.print_exc()
         code = code or 1
-    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+    with contextlib.suppress(OSError, ValueError):  # nobody reads the output any more
         sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
 
 def broke(outcome: Outcome, limit_s: float) -> str:
-    """How a command hung, crashed or left by another exit code than the four, in a few words; "" where it did not."""
+    """How a command hung, crashed or ended with another exit code than the four, in a few words; "" if it did not."""
     if outcome.seconds > limit_s or outcome.code == -signal.SIGALRM:
         return f"took {outcome.seconds:.0f} s"
     if outcome.code < 0:
@@ -185,7 +185,7 @@ def broke(outcome: Outcome, limit_s: float) -> str:
 
 
 def judge(outcome: Outcome, limit_s: float) -> str:
-    """What is wrong with how a command ended, in a few words; "" where nothing is."""
+    """What is wrong with how a command ended, in a few words; "" if nothing is."""
     if fault := broke(outcome, limit_s):
         return fault
     if outcome.code and not outcome.last.startswith(("error:", "error [rank ", "interrupted:")):
@@ -194,7 +194,7 @@ def judge(outcome: Outcome, limit_s: float) -> str:
 
 
 def clone(source: Path, target: Path) -> Path:
-    """A copy of a folder, links as links."""
+    """Copy a folder, with links as links; return the copy."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
     return target

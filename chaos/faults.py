@@ -1,4 +1,4 @@
-"""The plan of a storm: which faults meet which attempt, and when. Drawn from a seed before anything runs."""
+"""The plan of a storm: which faults each attempt meets, and when. Drawn from a seed before anything runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KINDS = {
     "rank": "SIGKILL of one of several ranks",
     "queue": "SIGKILL of the runner of a job file, or of a job",
 }
-USUAL = ("kill", "stop", "term", "disk", "damage", "evaluation")
-"""What any command of one process that trains can meet."""
-GOES_ON = ("stop", "disk")
-"""After these the process is still there."""
+SINGLE_PROCESS = ("kill", "stop", "term", "disk", "damage", "evaluation")
+"""Kinds for any training command of one process."""
+SURVIVED = ("stop", "disk")
+"""Kinds that do not end the process."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. It strikes in `rank`, at the first training step that is at least the share `at` of all steps (0: from
-    the start of the process on), after `count` further events: file operations, or calls of modules in an evaluation.
+    """One fault. It strikes `rank`, `count` events (file operations, or module calls in an evaluation) after the first
+    training step that is at least the share `at` of all steps (0: after the start of the process).
     """
 
     kind: str
@@ -37,13 +37,13 @@ class Fault:
     count: int
     rank: int = 0
     amount: float = 0.0
-    """stop: seconds of the pause; disk: bytes that a file may have; queue: 1 where a job is killed, 0 the runner;
-    damage: where in the file, as a share of its length"""
+    """stop: seconds of the pause; disk: the largest file size in bytes; queue: 1 kills a job, 0 the runner; damage:
+    position in the file, as a share of its length"""
     file: float = 0.0
     """damage: which file of the checkpoint, as a share of their number"""
     cut: bool = False
-    """damage: the file is cut short there, in place of one flipped bit; disk: from the beginning of the step on, with
-    its metrics, in place of a save alone"""
+    """damage: truncate the file there, instead of flipping a bit; disk: limit the whole step, including its metrics,
+    instead of only a save"""
 
     def __str__(self) -> str:
         where = "from the start" if not self.at else f"from {self.at:.0%} of the steps on"
@@ -60,28 +60,28 @@ class Fault:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The faults that one folder meets, in order; the same command follows each that ends the process."""
+    """The faults that one folder meets, in order; after each that ends the process, the same command runs again."""
 
     faults: tuple[Fault, ...]
 
 
 def plan(seed: int, count: int, kinds: Sequence[str], ranks: int = 1) -> list[Attempt]:
-    """`count` faults in attempts of one to three; every kind nearly as often as any other. Same seed, same plan.
+    """`count` faults in attempts of one to three, all kinds about equally often. The same seed gives the same plan.
 
-    Raises: UsageError for a kind that is none, or needs several ranks.
+    Raises: UsageError for an unknown kind, or one that needs several ranks.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UsageError(f"--kinds {unknown[0]}: {did_you_mean(unknown[0], KINDS)}")
     if "rank" in kinds and ranks < 2:
         raise UsageError("--kinds rank needs several: add --ranks 2")
-    chance = random.Random(f"{seed}/{count}/{'/'.join(kinds)}/{ranks}")
-    dealt = [kinds[number % len(kinds)] for number in range(count)]
-    chance.shuffle(dealt)
+    rng = random.Random(f"{seed}/{count}/{'/'.join(kinds)}/{ranks}")
+    shuffled = [kinds[number % len(kinds)] for number in range(count)]
+    rng.shuffle(shuffled)
     attempts = []
-    while dealt:
-        size = chance.choice((1, 2, 2, 3))
-        attempts.append(Attempt(_in_order([_fault(chance, kind, ranks) for kind in dealt[:size]])))
-        del dealt[:size]
+    while shuffled:
+        size = rng.choice((1, 2, 2, 3))
+        attempts.append(Attempt(_in_order([_fault(rng, kind, ranks) for kind in shuffled[:size]])))
+        del shuffled[:size]
     return attempts
 
 
@@ -89,26 +89,26 @@ def _in_order(faults: list[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: (fault.kind != "data", fault.at)))
 
 
-def _fault(chance: random.Random, kind: str, ranks: int) -> Fault:
-    at, count, rank, amount = round(chance.uniform(0.05, 0.95), 3), chance.randrange(45), chance.randrange(ranks), 0.0
-    file, cut = round(chance.random(), 3), chance.random() < 0.5
+def _fault(rng: random.Random, kind: str, ranks: int) -> Fault:
+    at, count, rank, amount = round(rng.uniform(0.05, 0.95), 3), rng.randrange(45), rng.randrange(ranks), 0.0
+    file, cut = round(rng.random(), 3), rng.random() < 0.5
     match kind:
         case "data":
-            return Fault(kind, 0.0, chance.randrange(1, 30))
-        case "kill" if chance.random() < 0.25:
-            return Fault(kind, 0.0, chance.randrange(1, 60))
+            return Fault(kind, 0.0, rng.randrange(1, 30))
+        case "kill" if rng.random() < 0.25:
+            return Fault(kind, 0.0, rng.randrange(1, 60))
         case "stop":
-            amount = round(chance.uniform(0.05, 0.2), 2)
+            amount = round(rng.uniform(0.05, 0.2), 2)
         case "disk":
-            at, count, rank, amount = chance.choice((at, at, 1.0)), 0, 0, float(chance.choice((0, 64, 700, 5000)))
+            at, count, rank, amount = rng.choice((at, at, 1.0)), 0, 0, float(rng.choice((0, 64, 700, 5000)))
         case "damage":
-            at, amount = round(chance.uniform(0.4, 0.95), 3), round(chance.random(), 3)
+            at, amount = round(rng.uniform(0.4, 0.95), 3), round(rng.random(), 3)
         case "evaluation":
-            count = chance.randrange(1, 12)
+            count = rng.randrange(1, 12)
         case "queue":
-            amount = float(chance.random() < 0.5)
-            count = chance.randrange(45) if amount else chance.randrange(1, 25)
+            amount = float(rng.random() < 0.5)
+            count = rng.randrange(45) if amount else rng.randrange(1, 25)
             at, rank = (at if amount else 0.0), 0
-    if rank and kind != "evaluation":  # only the first rank has file operations
+    if rank and kind != "evaluation":  # only rank 0 has file operations
         count = 0
     return Fault(kind, at, count, rank, amount, file if kind == "damage" else 0.0, cut and kind in ("damage", "disk"))

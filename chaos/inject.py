@@ -1,8 +1,8 @@
-"""Inside the process that meets the fault. Its code is the product's; the strike hangs on audit events and two methods.
+"""Injects faults inside the process that meets them, through audit events and two wrapped methods of its trainer.
 
-Operations are renames, removals, folders, links, truncations, syncs and files opened for writing, below the working
-folder. `fsync` itself does nothing here: no power is cut, and what a killed process wrote stays in the system's cache.
-Only the standard library: `chaos.site` has this imported by processes that know nothing of it.
+Operations are renames, removals, new folders, links, truncations, syncs and files opened for writing, in the working
+folder. `fsync` does nothing here: there is no power failure, and what a killed process wrote stays in the page cache.
+Only the standard library: `chaos.site` makes unaware processes import this.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "LOOPFORGE_CHAOS"
-"""The environment variable in which a command's own children find the file of their order."""
+"""The environment variable that names the file of injections for a command's own children."""
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate", "os.link"}
 SAVE = "/checkpoints/.step_"
-"""In the path of every file of a checkpoint that is being written."""
+"""Part of the path of every file of a checkpoint while it is written."""
 
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault with its step in place of a share; `faults.Fault` has the meaning of the fields."""
+    """A fault with a step instead of a share of the steps; see `faults.Fault` for the other fields."""
 
     kind: str
     step: int
@@ -39,43 +39,43 @@ class Strike:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a process is to do to itself."""
+class Injection:
+    """The faults to inject into one process."""
 
     place: str
-    """Its working folder: operations below it count."""
+    """Its working folder: only operations inside count."""
     notes: str
-    """A folder outside of it: the file `struck-N` for each strike that was made."""
+    """A folder elsewhere: gets a file `struck-N` for each strike made."""
     strikes: Sequence[Strike] = field(default=())
     rank: int = 0
     counts_steps: bool = False
-    """Whether the last training step is left in the file `steps` of the notes."""
+    """Whether the newest training step is written to the file `steps` in `notes`."""
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self)))
 
     @staticmethod
-    def read(file: Path) -> Order:
+    def read(file: Path) -> Injection:
         stored = json.loads(file.read_text())
-        return Order(**{**stored, "strikes": [Strike(**each) for each in stored["strikes"]]})
+        return Injection(**{**stored, "strikes": [Strike(**each) for each in stored["strikes"]]})
 
 
 class Injector:
-    """Counts what the process does and strikes, each strike once."""
+    """Counts the events of the process and makes each strike once."""
 
-    def __init__(self, order: Order) -> None:
-        self.order, self.step, self._patched, self._busy = order, 0, False, False
-        self._waiting = dict(enumerate(order.strikes))
+    def __init__(self, injection: Injection) -> None:
+        self.injection, self.step, self._patched, self._busy = injection, 0, False, False
+        self._waiting = dict(enumerate(injection.strikes))
         self._counts = dict.fromkeys(self._waiting, 0)
         self._limit: tuple[int, int] | None = None
 
     def install(self) -> None:
-        """From now on."""
+        """Start to count events."""
         sys.addaudithook(self._event)
         os.fsync = lambda fd: self._operation("")
         self._patch()
 
-    # --- what the process does
+    # --- events
 
     def _event(self, event: str, args: tuple[Any, ...]) -> None:
         if event in EVENTS:
@@ -89,11 +89,11 @@ class Injector:
         if isinstance(place, int):
             return
         path = os.path.abspath(os.fsdecode(place))
-        if path.startswith(self.order.place):
+        if path.startswith(self.injection.place):
             self._operation(path)
 
     def _patch(self) -> None:
-        """Hear of the steps and evaluations of the training loop, once the process has it."""
+        """Wrap the trainer's steps and evaluations, once the process has imported it."""
         trainer: Any = getattr(sys.modules.get("engine.loop.trainer"), "Trainer", None)
         if trainer is None or not hasattr(trainer, "_evaluate") or self._patched:
             return
@@ -101,27 +101,27 @@ class Injector:
         train_step, evaluate = trainer._train_step, trainer._evaluate
 
         @functools.wraps(train_step)
-        def stepped(loop: Any) -> None:
+        def counted_step(loop: Any) -> None:
             self._step(loop.step)
             train_step(loop)
 
         @functools.wraps(evaluate)
-        def evaluated(loop: Any, **more: Any) -> None:
+        def counted_evaluate(loop: Any, **more: Any) -> None:
             from torch.nn.modules.module import register_module_forward_pre_hook
 
             self.step = max(self.step, loop.step)
-            counting = register_module_forward_pre_hook(lambda *_: self._count("evaluation"))
+            hook = register_module_forward_pre_hook(lambda *_: self._count("evaluation"))
             evaluate(loop, **more)
-            counting.remove()
+            hook.remove()
             self._count("evaluation", last=True)
 
-        trainer._train_step, trainer._evaluate = stepped, evaluated
+        trainer._train_step, trainer._evaluate = counted_step, counted_evaluate
 
     def _step(self, step: int) -> None:
         self.step = step
-        self._give_disk_back()
-        if self.order.counts_steps:
-            Path(self.order.notes, "steps").write_text(str(step))
+        self._restore_disk()
+        if self.injection.counts_steps:
+            Path(self.injection.notes, "steps").write_text(str(step))
         for number, strike in list(self._waiting.items()):
             if strike.kind in ("evaluation", "data") or strike.count or (strike.kind == "disk" and not strike.cut):
                 continue
@@ -136,7 +136,7 @@ class Injector:
                     continue
                 case "disk" if strike.cut or SAVE not in path:
                     continue
-                case "data" if not path.startswith(os.path.join(self.order.place, "data")):
+                case "data" if not path.startswith(os.path.join(self.injection.place, "data")):
                     continue
             if self.step >= strike.step:
                 self._counts[number] += 1
@@ -148,51 +148,51 @@ class Injector:
                 self._counts[number] += 1
                 self._strike_if_due(number, strike, now=last)
 
-    # --- the strikes
+    # --- strikes
 
     def _strike_if_due(self, number: int, strike: Strike, *, now: bool = False) -> None:
-        if self.step < strike.step or self.order.rank != strike.rank:
+        if self.step < strike.step or self.injection.rank != strike.rank:
             return
         if not now and self._counts[number] < strike.count:
             return
         self._busy = True
         del self._waiting[number]
-        if self._note(number):
+        if self._claim(number):
             self._strike(strike)
         self._busy = False
 
-    def _note(self, number: int) -> bool:
-        """Whether this process is the first to make this strike, which is noted."""
+    def _claim(self, number: int) -> bool:
+        """Record the strike; False if another process has already made it."""
         try:
-            os.close(os.open(os.path.join(self.order.notes, f"struck-{number}"), os.O_CREAT | os.O_EXCL))
+            os.close(os.open(os.path.join(self.injection.notes, f"struck-{number}"), os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
         return True
 
     def _strike(self, strike: Strike) -> None:
-        me = os.getpid()
+        pid = os.getpid()
         match strike.kind:
             case "term":
-                os.kill(me, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
             case "stop":
-                wake = f"sleep {strike.amount}; kill -CONT {me}; sleep 3; kill -CONT {me}"
-                nothing = subprocess.DEVNULL
-                subprocess.Popen(["sh", "-c", wake], stdin=nothing, stdout=nothing, stderr=nothing)
-                os.kill(me, signal.SIGSTOP)
+                wake = f"sleep {strike.amount}; kill -CONT {pid}; sleep 3; kill -CONT {pid}"
+                null = subprocess.DEVNULL
+                subprocess.Popen(["sh", "-c", wake], stdin=null, stdout=null, stderr=null)
+                os.kill(pid, signal.SIGSTOP)
             case "disk":
                 self._limit = resource.getrlimit(resource.RLIMIT_FSIZE)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(strike.amount), self._limit[1]))
             case _:
-                os.kill(me, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
-    def _give_disk_back(self) -> None:
+    def _restore_disk(self) -> None:
         if self._limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, self._limit)
             self._limit = None
 
 
 def arm_job() -> None:
-    """In a Python process that a command started: follow the order that is meant for its jobs."""
+    """In a Python process started by a command: install the injection for that command's jobs."""
     file = os.environ.get(VARIABLE)
     if file and any(word.endswith(".py") for word in sys.orig_argv[1:]):
-        Injector(Order.read(Path(file))).install()
+        Injector(Injection.read(Path(file))).install()

@@ -1,4 +1,4 @@
-"""What a storm showed: a table by kind of fault, and everything else as JSON."""
+"""The results of a storm: a table by kind of fault, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reports.tables import Column, Table
 
 @dataclass
 class Clock:
-    """Wall-clock and CPU seconds, those of the children included."""
+    """Wall-clock and CPU seconds, including those of children."""
 
-    began: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), _cpu_s()))
+    started: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), _cpu_s()))
 
     def read(self) -> dict[str, float]:
-        wall, cpu = self.began
+        wall, cpu = self.started
         return {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(_cpu_s() - cpu, 1)}
 
 
@@ -31,16 +31,16 @@ def _cpu_s() -> float:
 
 
 def as_json(command: Command, seed: int, reports: Sequence[Report], clock: Clock) -> dict[str, Any]:
-    """Everything that is worth keeping."""
-    about = describe_environment(argv=["python", command.script, *command.words])
-    git = about.pop("git") or {}
+    """The command, its environment and all reports, as JSON values."""
+    environment = describe_environment(argv=["python", command.script, *command.words])
+    git = environment["git"] or {}
     return {
-        "command": about.pop("command"),
+        "command": environment["command"],
         "ranks": command.ranks,
         "seed": seed,
         "commit": git.get("commit"),
         "changed": bool(git.get("diff")),
-        **{key: about[key] for key in ("time", "python", "torch", "platform", "cpu_count")},
+        **{key: environment[key] for key in ("time", "python", "torch", "platform", "cpu_count")},
         **clock.read(),
         "launches": sum(report.launches for report in reports),
         "kinds": by_kind(reports),
@@ -49,7 +49,7 @@ def as_json(command: Command, seed: int, reports: Sequence[Report], clock: Clock
 
 
 def by_kind(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
-    """Of each kind: faults planned, those that came to pass, and those in an attempt that ended otherwise."""
+    """For each kind: faults planned, faults that struck, and those in an attempt that ended differently."""
     counts: dict[str, dict[str, int]] = {}
     for report in reports:
         for fault, struck in zip(report.faults, report.struck, strict=True):
@@ -61,7 +61,7 @@ def by_kind(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
 
 
 def as_table(result: Mapping[str, Any]) -> str:
-    """The table by kind, and a line of sums."""
+    """The table by kind, and a line of totals."""
     table = Table([*map(Column, ("fault", "planned", "came to pass", "ended otherwise"))])
     rows = [(kind, *row.values()) for kind, row in result["kinds"].items()]
     for row in [*rows, ("all", *(sum(each[n] for each in rows) for n in (1, 2, 3)))]:

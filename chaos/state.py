@@ -1,4 +1,4 @@
-"""What a folder holds once a command has ended well: two runs of it may differ in wall-clock times alone."""
+"""The contents of a folder after a command has completed: two runs may differ only in wall-clock times."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from engine.run.files import is_finished, read_json
 from reports.losses import compare_losses, read_losses
 
 WEIGHTS = ("model.safetensors", "ema.safetensors", "state.safetensors", "state.json")
-"""Files of a checkpoint that are the same byte for byte; its manifest has the time."""
-OF_THE_LAUNCH = {
+"""Files of a checkpoint that are equal byte for byte; its manifest has the time."""
+LAUNCH_FILES = {
     "status.json",
     "environment.json",
     "identity.json",
@@ -30,28 +30,28 @@ OF_THE_LAUNCH = {
     "overrides.txt",
     "path_signature.json",
 }
-"""Files of a run that record its last launch: when, on what, how it was asked to resume."""
-LOST_WITHOUT_ROOM = ("best", "links", "samples", "evaluations")
-"""Parts of a run that a full disk may cost it."""
+"""Files of a run that describe its last launch: when, on what, with which resume options."""
+LOST_ON_FULL_DISK = ("best", "links", "samples", "evaluations")
+"""Parts of a run that may be missing after a full disk."""
 MEASURED = {"best_val_loss_and_iter.txt": 2}
-"""Comma-separated files, and how many fields at the end of a line are memory and time."""
+"""CSV files -> number of fields at the end of each line that are memory and time."""
 TIMES = ("time", "seconds", "created", "built", "duration")
-"""Keys of JSON files that hold wall-clock times."""
+"""Keys of JSON files with wall-clock times."""
 
 
 def runs_in(place: Path) -> list[Path]:
-    """Folders of runs, in order."""
+    """The run directories in a folder, sorted."""
     return sorted(file.parent for file in place.rglob("identity.json") if not file.is_symlink())
 
 
 def finished(place: Path, whole: Path) -> bool:
-    """Whether all runs that `whole` has are done in `place` too: the same command again would be another run."""
+    """Whether all runs of `whole` are completed in `place` too: the same command would start a new run."""
     runs = [place / run.relative_to(whole) for run in runs_in(whole)]
     return bool(runs) and all(is_finished(run) for run in runs)
 
 
 def state_of(place: Path) -> dict[str, Any]:
-    """Everything that an undisturbed run of the same command has in common, by the file or the part."""
+    """Everything that must equal that of an undisturbed run of the same command, by file or part."""
     runs = runs_in(place)
     state: dict[str, Any] = {}
     for run in runs:
@@ -97,14 +97,14 @@ def _run_state(run: Path) -> dict[str, Any]:
             state[f"{pointer}/{name}"] = _content(folder / name)  # type: ignore[operator]
     for path in sorted(run.rglob("*")):
         inside = path.relative_to(run)
-        own = inside.parts[0] in ("checkpoints", "wandb", "tensorboard") or inside.name in {*OF_THE_LAUNCH, ".lock"}
+        own = inside.parts[0] in ("checkpoints", "wandb", "tensorboard") or inside.name in {*LAUNCH_FILES, ".lock"}
         if path.is_file() and not path.is_symlink() and not own and str(inside) not in state:
             state[str(inside)] = _content(path)
     return state
 
 
 def without_times(value: Any) -> Any:
-    """A JSON value without the keys that hold wall-clock times."""
+    """A JSON value without the keys for wall-clock times."""
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k not in TIMES and not k.startswith("time/")}
     return [without_times(item) for item in value] if isinstance(value, list) else value
@@ -133,7 +133,7 @@ def _content(path: Path) -> Any:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process holds the lock that `path` is."""
+    """Whether `path` is a lock file that a process holds."""
     if path.is_symlink() or not path.is_file() or not path.name.endswith(".lock"):
         return False
     handle = os.open(path, os.O_RDONLY)
@@ -149,16 +149,16 @@ def _is_held(path: Path) -> bool:
 def differences(
     expected: dict[str, Any], actual: dict[str, Any], whole: Path, place: Path, *, with_best: bool = True
 ) -> list[str]:
-    """A line for each part in which the folder `place`, of state `found`, is not the undisturbed `whole`.
+    """A line for each part in which the folder `place` (`actual`) differs from the undisturbed `whole` (`expected`).
 
-    Not `with_best`: a save for which the disk had no room may have been the best one, or one that a link names (the end
-    of an epoch), and its weights are gone; so is what an evaluation reported at that step.
+    Without `with_best`: a save that failed on a full disk may have been the best one, or one that a link names (the end
+    of an epoch); its weights are lost, and so is an evaluation's report at that step.
     """
     lines = []
     for part in {**expected, **actual}:
         ours, theirs = expected.get(part), actual.get(part)
         run, _, name = part.rpartition(": ")
-        if ours == theirs or (not with_best and run and name.partition("/")[0] in LOST_WITHOUT_ROOM):
+        if ours == theirs or (not with_best and run and name.partition("/")[0] in LOST_ON_FULL_DISK):
             continue
         if name == "metrics.jsonl" and ours and theirs:
             lines.append(f"{part}: {_metrics(whole / run, place / run)}")

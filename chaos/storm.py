@@ -1,4 +1,4 @@
-"""A storm: the undisturbed run, then one folder after another that meets its faults, each compared with it."""
+"""A storm: an undisturbed run, then attempts with faults, each in its own folder and compared with that run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from chaos.child import Child, Outcome, broke, clone, end, import_all, judge, start, wait
-from chaos.faults import GOES_ON, USUAL, Attempt, Fault
-from chaos.inject import VARIABLE, Injector, Order, Strike
+from chaos.faults import SINGLE_PROCESS, SURVIVED, Attempt, Fault
+from chaos.inject import VARIABLE, Injection, Injector, Strike
 from chaos.state import differences, finished, runs_in, state_of
 from engine.checkpoint.manifest import step_folders
 from engine.errors import RunFailure, UsageError
@@ -28,16 +28,16 @@ LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Command:
-    """A command of this project that is started again and again."""
+    """A command of this project, to be started again and again."""
 
     script: str
-    """A path below the root, or `-m MODULE`."""
+    """A path in the project, or `-m MODULE`."""
     words: tuple[str, ...]
     ranks: int = 1
 
     @staticmethod
     def of(words: Sequence[str], ranks: int = 1) -> Command:
-        """From the words of a shell. Raises: UsageError unless it is `python SCRIPT ...` or `python -m MODULE ...`."""
+        """Parse a command line. Raises: UsageError unless it is `python SCRIPT ...` or `python -m MODULE ...`."""
         head = Path(words[0]).name if words else ""
         if head == "torchrun":
             raise UsageError("torchrun: give the command itself, python SCRIPT ..., and --ranks N")
@@ -52,24 +52,24 @@ class Command:
             raise UsageError(f"{words[1]}: there is no such script below {ROOT}")
         return Command(str(path.relative_to(ROOT)), tuple(words[2:]), ranks)
 
-    def usual_kinds(self) -> tuple[str, ...]:
-        """The kinds of faults that it can meet, as far as its name shows."""
-        return ("queue",) if self.is_queue else (*USUAL, "rank") if self.ranks > 1 else USUAL
+    def default_kinds(self) -> tuple[str, ...]:
+        """The kinds of faults that it can meet, judging by its script and ranks."""
+        return ("queue",) if self.is_queue else (*SINGLE_PROCESS, "rank") if self.ranks > 1 else SINGLE_PROCESS
 
     @property
     def is_queue(self) -> bool:
-        """Whether it starts other commands, which are started again by its own means."""
+        """Whether it starts other commands, and restarts them itself."""
         return Path(self.script).name == "run_jobs.py"
 
     def launch(
         self,
         place: Path,
-        orders: Mapping[int, Order],
+        injections: Mapping[int, Injection],
         more: Sequence[str] = (),
         job: Path | None = None,
         after: Callable[[], None] | None = None,
     ) -> list[Outcome]:
-        """Run it in `place` on all ranks, each following its order, and its jobs that in the file `job`.
+        """Run it in `place` on all ranks, with an injection for each, and that in the file `job` for its jobs.
 
         None of its processes outlives this call, however it ends.
         """
@@ -85,7 +85,7 @@ class Command:
                 numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks}
                 address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 ranked = {**address, **{k: str(v) for k, v in numbers.items()}} if self.ranks > 1 else {}
-                before = Injector(orders[rank]).install if rank in orders else None
+                before = Injector(injections[rank]).install if rank in injections else None
                 started.append(
                     start(
                         self.script,
@@ -113,19 +113,19 @@ def _free_port() -> int:
 
 @dataclass
 class Report:
-    """What became of one attempt."""
+    """The result of one attempt."""
 
     number: int
     faults: tuple[Fault, ...]
     struck: list[bool] = field(default_factory=list)
-    """Of each fault, whether it came to pass: a run that ended before it meets no more."""
+    """Whether each fault struck: a run may end before it does."""
     launches: int = 0
     problems: list[str] = field(default_factory=list)
-    """Empty: the end is the undisturbed run's."""
+    """Empty if it ends like the undisturbed run."""
 
 
 class Storm:
-    """Attempts with one command. `scratch` is a folder of ours, `begin` what each working folder begins with."""
+    """Attempts with one command. `scratch` is a temporary folder, `begin` the initial contents of working folders."""
 
     def __init__(self, command: Command, scratch: Path, begin: Path | None = None) -> None:
         self.command, self.scratch, self.begin = command, scratch, begin
@@ -133,20 +133,20 @@ class Storm:
         self.expected: dict[str, Any] = {}
 
     def undisturbed(self) -> None:
-        """The run that all others must equal; what it imports, later ones find imported.
+        """Make the run that all others must equal, and import its modules for later children.
 
-        Raises: RunFailure; UsageError where the command itself is refused.
+        Raises: RunFailure; UsageError if the command itself is refused.
         """
         place, modules = self.scratch / "place", self.scratch / "modules"
         self._fresh(place)
-        order, job = replace(self._order(()), counts_steps=True), self.scratch / "job.json"
-        order.write(job)
+        injection, job = replace(self._injection(()), counts_steps=True), self.scratch / "job.json"
+        injection.write(job)
 
-        def remember() -> None:
+        def store_modules() -> None:
             modules.write_text("\n".join(name for name in list(sys.modules) if name != "__main__"))
 
-        outcomes = self.command.launch(place, {0: order}, job=job, after=remember)
-        place.rename(self.whole)  # made where the others are: a run remembers its working folder
+        outcomes = self.command.launch(place, {0: injection}, job=job, after=store_modules)
+        place.rename(self.whole)  # made in the same place as the others: a run stores its working folder
         if failed := [each for each in outcomes if each.code]:
             kind = UsageError if failed[0].code == UsageError.exit_code else RunFailure
             raise kind(f"without any fault the command ends with {failed[0].code}: {failed[0].last}")
@@ -159,15 +159,15 @@ class Storm:
             raise RunFailure(f"without any fault the command leaves behind {bad[0]}")
 
     def run(self, attempts: Sequence[Attempt]) -> Iterator[Report]:
-        """One report after another."""
+        """Yield a report for each attempt."""
         if not self.expected:
             self.undisturbed()
         for number, attempt in enumerate(attempts, 1):
-            yield self._meet(Report(number, attempt.faults, [False] * len(attempt.faults)))
+            yield self._attempt(Report(number, attempt.faults, [False] * len(attempt.faults)))
 
     # --- one attempt
 
-    def _meet(self, report: Report) -> Report:
+    def _attempt(self, report: Report) -> Report:
         place = self.scratch / "place"
         self._fresh(place, with_data=not any(fault.kind == "data" for fault in report.faults))
         rest, damaged = list(enumerate(report.faults)), False
@@ -188,31 +188,31 @@ class Storm:
                 return report
             number, fault = now[-1]
             if fault.kind == "damage" and report.struck[number]:
-                report.struck[number] = harmed = _damage(place, fault)
-                damaged = damaged or harmed
-        lost = any(done and fault.kind == "disk" for done, fault in zip(report.struck, report.faults, strict=True))
-        report.problems += differences(self.expected, state_of(place), self.whole, place, with_best=not lost)
+                report.struck[number] = _damage(place, fault)
+                damaged = damaged or report.struck[number]
+        full = any(struck and fault.kind == "disk" for struck, fault in zip(report.struck, report.faults, strict=True))
+        report.problems += differences(self.expected, state_of(place), self.whole, place, with_best=not full)
         return report
 
     def _launch(self, report: Report, place: Path, faults: Sequence[Fault], damaged: bool) -> list[Outcome]:
-        """Once; and again with the earlier checkpoint that is offered where the newest is damaged."""
+        """Launch once; if the newest checkpoint is damaged, again with the earlier one that the error offers."""
         more: tuple[str, ...] = ()
         while True:
             shutil.rmtree(self.notes, ignore_errors=True)
-            order, job = self._order(faults), self.scratch / "job.json"
-            orders = {rank: replace(order, rank=rank) for rank in range(self.command.ranks)}
+            injection, job = self._injection(faults), self.scratch / "job.json"
+            injections = {rank: replace(injection, rank=rank) for rank in range(self.command.ranks)}
             if self.command.is_queue:
-                self._order([fault for fault in faults if fault.amount]).write(job)
-                orders = {0: self._order([fault for fault in faults if not fault.amount])}
+                self._injection([fault for fault in faults if fault.amount]).write(job)
+                injections = {0: self._injection([fault for fault in faults if not fault.amount])}
             report.launches += 1
-            outcomes = self.command.launch(place, orders, more, job)
+            outcomes = self.command.launch(place, injections, more, job)
             offered = OFFER.search(outcomes[0].last)
             if more or not damaged or outcomes[0].code != 2 or offered is None:
                 return outcomes
             more = (offered[1],)
 
     def _problems_of(self, outcomes: Sequence[Outcome], struck: Sequence[Fault]) -> list[str]:
-        """What is wrong with how the processes ended that met these faults."""
+        """What is wrong with how the processes that met these faults ended."""
         last = struck[-1] if struck else None
         killed = (
             last is not None
@@ -240,7 +240,7 @@ class Storm:
         if with_data and data.is_dir() and not (place / "data").exists():
             clone(data, place / "data")
 
-    def _order(self, faults: Sequence[Fault]) -> Order:
+    def _injection(self, faults: Sequence[Fault]) -> Injection:
         self.notes.mkdir(exist_ok=True)
         strikes = [
             Strike(
@@ -253,19 +253,19 @@ class Storm:
             )
             for each in faults
         ]
-        return Order(str(self.scratch / "place"), str(self.notes), strikes)
+        return Injection(str(self.scratch / "place"), str(self.notes), strikes)
 
 
 def _until_the_end(rest: Sequence[tuple[int, Fault]]) -> list[tuple[int, Fault]]:
-    """The faults that one process meets: up to the first that ends it."""
+    """The faults that one process meets: up to and including the first that ends it."""
     for number, (_, fault) in enumerate(rest, 1):
-        if fault.kind not in GOES_ON:
+        if fault.kind not in SURVIVED:
             return list(rest[:number])
     return list(rest)
 
 
 def _damage(place: Path, fault: Fault) -> bool:
-    """Damage a file of the newest checkpoint where there is an earlier one; whether that was done."""
+    """Damage a file of the newest checkpoint, if there is an earlier one; return whether it was done."""
     stores = [run / "checkpoints" for run in runs_in(place) if not is_finished(run)]
     folders = list(step_folders(stores[0]).values()) if stores else []
     if len(folders) < 2:

@@ -1,4 +1,4 @@
-"""Child processes: each in its own session, so that a signal reaches it once, through us."""
+"""Child processes, each in its own session, so that a signal reaches it only once, through us."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 SHELLS = ("bash", "sh", "dash", "zsh", "env", "nohup", "time", "timeout")
-"""Commands that do not pass a signal on to what they started."""
+"""Commands that do not forward signals to their own children."""
 
 
 class Child:
@@ -27,12 +27,12 @@ class Child:
         output: IO[bytes] | None = None,
         keep_open: Collection[int] = (),
     ) -> None:
-        """Start `command`; python and torchrun are those of this interpreter, whatever PATH offers.
+        """Start `command`; python and torchrun are those of this interpreter, whatever is on PATH.
 
-        With `output`, a file that takes all it prints, it reads nothing from the terminal. It inherits the file
-        descriptors `keep_open`. Raises: OSError, ValueError for what cannot be executed.
+        With `output`, a file for everything it prints, it does not read from the terminal. It inherits the file
+        descriptors `keep_open`. Raises: OSError, ValueError for a command that cannot be executed.
         """
-        self._whole_group, self._asked = Path(command[0]).name in SHELLS, False
+        self._signal_group, self._signalled = Path(command[0]).name in SHELLS, False
         self._process = subprocess.Popen(
             with_our_python(command),
             cwd=cwd,
@@ -49,27 +49,27 @@ class Child:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """The exit code, -N when signal N ended it, None while it runs."""
+        """The exit code, -N if signal N ended it, None while it runs."""
         code = self._process.poll()
-        return None if code is not None and self._asked and self._group_alive() else code
+        return None if code is not None and self._signalled and self._group_alive() else code
 
     def wait(self, timeout_s: float) -> int | None:
-        """As `poll`, after at most `timeout_s` seconds."""
+        """Like `poll`, after at most `timeout_s` seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout=timeout_s)
         return None
 
     def send_signal(self, number: int) -> None:
-        """Ask it to stop: torchrun passes only SIGINT and SIGTERM on to its ranks, so any other one becomes SIGTERM."""
+        """Ask it to stop. torchrun forwards only SIGINT and SIGTERM to its ranks, so other signals become SIGTERM."""
         number = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM
-        if not self._whole_group:
+        if not self._signal_group:
             self._process.send_signal(number)
         elif self._process.poll() is None:
             os.killpg(self.pid, number)
-            self._asked = True
+            self._signalled = True
 
     def _group_alive(self) -> bool:
-        """A shell dies at once from a signal at which what it started still writes a checkpoint."""
+        """Whether the process group still runs: a shell dies at once from a signal, its child first saves."""
         try:
             os.killpg(self.pid, 0)
         except ProcessLookupError:
@@ -78,7 +78,7 @@ class Child:
 
 
 def with_our_python(words: Sequence[str]) -> list[str]:
-    """`words` with python and torchrun being those of this interpreter."""
+    """`words` with python and torchrun replaced by those of this interpreter."""
     first, *rest = words
     if first in ("python", "python3"):
         return [sys.executable, *rest]
@@ -95,11 +95,11 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-# --- processes that somebody else started -----------------------------------------------------------------------------
+# --- processes started by others --------------------------------------------------------------------------------------
 
 
 def start_time(pid: int) -> str | None:
-    """When the process began, in the kernel's clock ticks; None where none runs (or /proc does not exist)."""
+    """When the process started, in the kernel's clock ticks; None if it does not run (or there is no /proc)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -108,7 +108,7 @@ def start_time(pid: int) -> str | None:
 
 
 def process_alive(pid: int, started: str | None = None) -> bool:
-    """Whether `pid` runs and, where `started` is known, is still the same process and not a later one."""
+    """Whether `pid` runs and, if `started` is known, is still the same process and not a later one."""
     if Path("/proc/self/stat").exists():
         return start_time(pid) is not None and started in (None, start_time(pid))
     try:

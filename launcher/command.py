@@ -1,4 +1,4 @@
-"""The words of a command line: environment, launcher, script, arguments."""
+"""Splits a command line into environment, launcher, script and arguments."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 VARIABLE = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 PYTHON = re.compile(r"(python|pypy)[\d.]*|\$\(PY\)")
 DISTRIBUTED = ("torch.distributed.run", "torch.distributed.launch")
-# flags of torchrun that stand alone; every other one takes a value
+# torchrun's flags without a value; all others take one
 SWITCHES = frozenset(("standalone", "no-python", "module", "m", "run-path", "help", "h"))
 NAMES = {"nproc": "nproc-per-node", "n": "nproc-per-node"}
-BEFORE = frozenset(("env", "exec", "nice", "nohup", "srun", "time"))  # run the words that follow, as they are
+BEFORE = frozenset(("env", "exec", "nice", "nohup", "srun", "time"))  # wrappers that run the following words unchanged
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command. `script` is None where none is named; a `python -m package.module` has `module` instead."""
+    """One command. `script` is None if it names none; `python -m package.module` has `module` instead."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     launcher: str = ""
-    """python, torchrun, or the first word as it stands."""
+    """python, torchrun, or the first word unchanged."""
     flags: dict[str, str] = field(default_factory=dict)
     """The launcher's own flags with dashes: {"nproc-per-node": "4"}."""
     script: str | None = None
@@ -30,7 +30,7 @@ class Command:
 
     @property
     def processes(self) -> int | None:
-        """Ranks over all nodes; None where the command leaves the number to the machine."""
+        """Number of ranks on all nodes; None if it depends on the machine."""
         if self.launcher != "torchrun":
             return 1
         counts = [self.flags.get("nproc-per-node", "1"), self.flags.get("nnodes", "1").rpartition(":")[2]]
@@ -38,7 +38,7 @@ class Command:
 
 
 def parse(argv: list[str] | tuple[str, ...]) -> Command:
-    """Split a command into its parts, without reading any file."""
+    """Split a command into its parts; reads no files."""
     words = list(argv)
     env: dict[str, str] = {}
     while words and (VARIABLE.fullmatch(words[0]) or words[0] in BEFORE):

@@ -1,4 +1,4 @@
-"""Where a job is launched: the options of launch.py for each destination, and what a node there has to run."""
+"""Destinations of a launch: the options of launch.py for each, and the command that a node there runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +29,36 @@ ONLY_FOR = {
     **dict.fromkeys(("partition", "time", "account", "qos", "grace", "requeues", "slurm"), ("slurm",)),
     **dict.fromkeys(("accelerator", "spot", "infra", "checkpoints", "prepare", "restarts", "out"), ("skypilot",)),
 }
-"""Options that not every destination has."""
+"""Options that only some destinations have."""
 GRACE_S = 90
-"""Slurm's warning before its limit: the time in which a run finishes its step and saves."""
+"""Slurm's warning time before its limit, in which a run finishes its step and saves."""
 LAUNCH = ROOT / "scripts" / "launch.py"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to launch, and with how many processes."""
+class LaunchSpec:
+    """What to launch, where, and with how many processes."""
 
     job: Job
     ledger: Ledger | None
-    """the job file that the job is in; None for a bare command"""
+    """the job's file; None for a bare command"""
     cwd: Path
     logs: Path
     per_node: str
-    """processes on each node: a number, or torchrun's `gpu`, `cpu`, `auto`"""
+    """processes per node: a number, or torchrun's `gpu`, `cpu`, `auto`"""
     nodes: int = 1
     node: int | None = None
-    """which of the nodes this is, for torchrun"""
+    """rank of this node, for torchrun"""
     head: str = "HOST"
     name: str = ""
     gpus: int = 0
-    """on each node"""
+    """per node"""
     cpus: int | None = None
-    """for each node"""
+    """per node"""
     mem_gb: float | None = None
-    """of each node"""
+    """per node"""
     own: Mapping[str, Any] = field(default_factory=dict)
-    """what only this destination has, by the option's name"""
+    """options that only this destination has, by name"""
 
     @property
     def ranks(self) -> Ranks:
@@ -71,14 +71,14 @@ class Order:
         return self.nodes > 1 or self.per_node != "1"
 
     def words(self, destination: str) -> tuple[str, ...]:
-        """The command with its ranks, as it will run. Raises: UsageError where they cannot be given to it."""
+        """The command with its ranks, as it will run. Raises: UsageError if it cannot have ranks."""
         plain = destination == "local" or (destination != "torchrun" and not self.distributed)
         return self.job.argv if plain else self.ranks.words(self.job.argv)
 
     def script(self, words: Sequence[str]) -> dict[str, str] | None:
-        """The word that names a script of the repository, with its whole path; None where the command has none.
+        """The word that names a script of the repository -> its full path; None if the command has no such script.
 
-        Raises: UsageError where the script is not there.
+        Raises: UsageError if the script does not exist.
         """
         script = parse(tuple(words)).script
         if script is None:
@@ -90,17 +90,17 @@ class Order:
         return {word: str(file) for word in words if word.removeprefix("./") == script} if ours else None
 
     def node_line(self, python: str, launch: str, variables: Mapping[str, str], *, by_file: bool) -> str:
-        """What each node runs, for a shell: launch.py again, which starts torchrun there and knows how the run ended.
+        """The shell command of each node: launch.py again, which starts torchrun there and reads how the run ended.
 
-        `variables`: what the shell knows of the nodes, by option (node_rank, head, ...). `by_file`: the job is named by
-        its file, whose marks are kept, and not by its command.
+        `variables`: shell variables with facts on the nodes, by option (node_rank, head, ...). `by_file`: name the job
+        by its file, whose marks are then updated, and not by its command.
         """
-        placed = {"nodes": str(self.nodes), "ranks": self.per_node} if self.distributed else {}
+        options = {"nodes": str(self.nodes), "ranks": self.per_node} if self.distributed else {}
         if self.nodes > 1:
-            placed |= variables
+            options |= variables
         elif "ranks" in variables and self.distributed:
-            placed["ranks"] = variables["ranks"]
-        flags = [f"--{key.replace('_', '-')} {value}" for key, value in placed.items()]
+            options["ranks"] = variables["ranks"]
+        flags = [f"--{key.replace('_', '-')} {value}" for key, value in options.items()]
         if by_file and self.ledger is not None:
             where = {"cwd": str(self.cwd), "logs": str(self.logs)}
             flags += [f"--{key} {shlex.quote(value)}" for key, value in where.items()]
@@ -111,8 +111,8 @@ class Order:
         return " ".join([python, launch, f"--to {to} --no-verify", *flags, job])
 
 
-def order_of(args: argparse.Namespace) -> Order:
-    """What the arguments of launch.py ask for. Raises: UsageError."""
+def spec_of(args: argparse.Namespace) -> LaunchSpec:
+    """The launch described by the arguments of launch.py. Raises: UsageError."""
     for option, places in ONLY_FOR.items():
         if args.to not in places and getattr(args, option) not in (None, [], False):
             raise UsageError(f"--{option.replace('_', '-')} is for --to {' or '.join(places)}, not for {args.to}")
@@ -127,11 +127,10 @@ def order_of(args: argparse.Namespace) -> Order:
         raise UsageError(f"--nodes {nodes}: give --node-rank (0 to {nodes - 1}) and --head, the HOST:PORT of node 0")
     if args.node_rank is not None and args.node_rank >= nodes:
         raise UsageError(f"--node-rank {args.node_rank}: expected 0 to {nodes - 1} (--nodes {nodes})")
-    asked = None if args.ranks is None else str(args.ranks)
-    per_node = asked or ranks_of(job.argv)
+    per_node = ranks_of(job.argv) if args.ranks is None else str(args.ranks)
     if args.to in ("slurm", "skypilot") and not per_node.isdigit():
         raise UsageError(f"how many processes on each node? The command says {per_node}: give --ranks N")
-    order = Order(
+    spec = LaunchSpec(
         job=job,
         ledger=ledger,
         cwd=cwd,
@@ -145,12 +144,12 @@ def order_of(args: argparse.Namespace) -> Order:
         mem_gb=args.mem,
         own={option: getattr(args, option) for option in ONLY_FOR},
     )
-    gpus = gpus_needed(order.words(args.to), 1, ROOT) if args.gpus is None else args.gpus
-    return Order(**{**vars(order), "gpus": gpus})
+    gpus = gpus_needed(spec.words(args.to), 1, ROOT) if args.gpus is None else args.gpus
+    return replace(spec, gpus=gpus)
 
 
 def job_of(text: str | None, command: list[str]) -> tuple[Job, Ledger | None]:
-    """The job FILE:NAME and its file, or the command behind `--`. Raises: UsageError."""
+    """The job FILE:NAME and its file, or the command after `--`. Raises: UsageError."""
     if bool(text) == bool(command):
         raise UsageError("name one job, as FILE:NAME, or give a command after --")
     if not text:
@@ -177,7 +176,7 @@ def job_of(text: str | None, command: list[str]) -> tuple[Job, Ledger | None]:
 
 
 def minutes(text: str) -> int:
-    """An argparse type: Slurm's time limit as whole minutes, rounded up. `12:30` is refused: Slurm means minutes."""
+    """An argparse type: Slurm's time limit in whole minutes, rounded up. Refuses `12:30`: Slurm reads it as MM:SS."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d)(?::(\d\d))?)?", text)
     if match is None or (match[1] is None and match[3] is not None and match[4] is None):
         raise argparse.ArgumentTypeError(f"{text!r}: expected minutes, HH:MM:SS or D-HH:MM:SS, e.g. 12:00:00")
@@ -192,7 +191,7 @@ def minutes(text: str) -> int:
 
 
 def gigabytes(text: str) -> float:
-    """An argparse type: memory with its unit, `64G`."""
+    """An argparse type: memory with its unit (`64G`), in gigabytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])B?", text, re.IGNORECASE)
     if match is None or not float(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r}: expected memory with its unit, e.g. 64G")
@@ -210,7 +209,7 @@ def meeting_point(text: str) -> str:
 
 
 def queue_name(text: str) -> str:
-    """An argparse type: a name that Slurm and SkyPilot take, and a file system."""
+    """An argparse type: a name that is valid in Slurm, SkyPilot and file systems."""
     if as_name(text) != text:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected letters, digits, '.', '_', '-', from a letter to a letter or digit"
@@ -219,7 +218,7 @@ def queue_name(text: str) -> str:
 
 
 def as_name(text: str) -> str:
-    """`text` as such a name: what it may not have becomes a dash."""
+    """`text` as such a name: invalid characters become dashes."""
     name = re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-._")
     return name if name[:1].isalpha() else f"job-{name}".rstrip("-")
 
@@ -234,29 +233,29 @@ def bucket(text: str) -> str:
 # --- Slurm ------------------------------------------------------------------------------------------------------------
 
 
-def slurm_parameters(order: Order) -> dict[str, Any]:
-    """What submitit gets to know about the job; `--slurm key=value` wins.
+def slurm_parameters(spec: LaunchSpec) -> dict[str, Any]:
+    """The job's parameters for submitit; `--slurm key=value` takes precedence.
 
     Raises: UsageError without a time limit, or with one that leaves no time before the warning.
     """
-    own = order.own
+    own = spec.own
     if own["time"] is None and not {"timeout_min", "slurm_time"} & set(dict(own["slurm"])):
         raise UsageError("how long may the job run? Give --time HH:MM:SS; at its end the run saves and is queued again")
-    line = slurm_node_line(order)
-    setup = [f"# on each of {order.nodes} node(s): {line}"]
+    line = slurm_node_line(spec)
+    setup = [f"# on each of {spec.nodes} node(s): {line}"]
     grace = own["grace"] or GRACE_S
-    if order.distributed:
+    if spec.distributed:
         setup.append(f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}  # torchrun's own patience is 30 s")
-    if order.nodes > 1:  # srun hands these on to every node
+    if spec.nodes > 1:  # srun exports these to every node
         setup += [
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
         ]
-    asked = {
-        "nodes": order.nodes,
+    parameters = {
+        "nodes": spec.nodes,
         "tasks_per_node": 1,
-        "cpus_per_task": order.cpus,
-        "mem_gb": order.mem_gb,
+        "cpus_per_task": spec.cpus,
+        "mem_gb": spec.mem_gb,
         "timeout_min": own["time"],
         "slurm_partition": own["partition"],
         "slurm_account": own["account"],
@@ -265,16 +264,16 @@ def slurm_parameters(order: Order) -> dict[str, Any]:
         "slurm_setup": setup,
         "stderr_to_stdout": True,
     }
-    given = {key: value for key, value in asked.items() if value is not None} | dict(own["slurm"])
-    limit, warning = given.get("timeout_min"), given["slurm_signal_delay_s"]
+    parameters = {key: value for key, value in parameters.items() if value is not None} | dict(own["slurm"])
+    limit, warning = parameters.get("timeout_min"), parameters["slurm_signal_delay_s"]
     if isinstance(limit, int) and isinstance(warning, int) and warning >= 60 * limit:
         raise UsageError(
             f"a limit of {60 * limit} s with a warning {warning} s ahead (--grace) leaves no time: raise --time"
         )
-    return given
+    return parameters
 
 
-def slurm_node_line(order: Order) -> str:
-    """What each node of a Slurm job runs, for a shell."""
-    known = {"node_rank": '"$SLURM_NODEID"', "head": '"$MASTER_ADDR:$MASTER_PORT"'}
-    return order.node_line(shlex.quote(sys.executable), shlex.quote(str(LAUNCH)), known, by_file=True)
+def slurm_node_line(spec: LaunchSpec) -> str:
+    """The shell command of each node of a Slurm job."""
+    variables = {"node_rank": '"$SLURM_NODEID"', "head": '"$MASTER_ADDR:$MASTER_PORT"'}
+    return spec.node_line(shlex.quote(sys.executable), shlex.quote(str(LAUNCH)), variables, by_file=True)

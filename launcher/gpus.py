@@ -1,4 +1,4 @@
-"""GPUs: how many a command takes, which are here, and which one a job of a sweep gets."""
+"""GPUs: how many a command needs, which are visible, and which ones a job of a sweep gets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_DEVICE = ("device=cpu", "--device=cpu", "--use_cpu")
 
 @functools.cache
 def gpus_needed(words: tuple[str, ...], pool: int, cwd: Path) -> int:
-    """GPUs that a command takes: none on the CPU, torchrun's --nproc-per-node (`gpu`, `auto`: `pool`), else one."""
+    """GPUs that a command needs: none on the CPU, torchrun's --nproc-per-node (`gpu`, `auto`: `pool`), else one."""
     command = parse(words)
     if _on_cpu(command, cwd):
         return 0
@@ -32,8 +32,8 @@ def gpus_needed(words: tuple[str, ...], pool: int, cwd: Path) -> int:
 
 
 def _on_cpu(command: Command, cwd: Path) -> bool:
-    """Whether an entry script of ours is launched with device=cpu, given here or in its recipe; of another program,
-    whether its words request it.
+    """Whether an entry script of ours runs with device=cpu, by the command or its recipe; for another program, whether
+    its words request it.
     """
     script = (cwd / (command.script or "")).resolve()
     if script in (ROOT / f"{entry}.py" for entry in FAMILIES):
@@ -62,17 +62,18 @@ def visible_gpus() -> list[str]:
 
 
 def hold_gpus(gpus: Sequence[str], number: int, count: int, folder: Path, stack: ExitStack) -> list[str]:
-    """`count` of `gpus` for job `number`: those that no other job holds, from the job's number on, then shared ones.
+    """`count` of `gpus` for job `number`: first those that no other job holds, in turn from the job's number on, then
+    shared ones.
 
-    They are held through locks in `folder` until `stack` ends.
+    They are held by locks in `folder` until `stack` exits.
     """
-    turn = [gpus[(number * count + i) % len(gpus)] for i in range(len(gpus))]
+    order = [gpus[(number * count + i) % len(gpus)] for i in range(len(gpus))]
     held: list[str] = []
-    for gpu in turn:
+    for gpu in order:
         if len(held) < count:
             try:
                 stack.enter_context(file_lock(folder / f".gpu-{gpu}" / "lock", wait=False))
             except UsageError:  # another job holds it
                 continue
             held.append(gpu)
-    return sorted([*held, *(gpu for gpu in turn if gpu not in held)][:count], key=turn.index)
+    return sorted([*held, *(gpu for gpu in order if gpu not in held)][:count], key=order.index)

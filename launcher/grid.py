@@ -24,14 +24,13 @@ from launcher.jobs import command_job, parse_text
 from launcher.ledger import Ledger
 
 KEYS = ("base", "name", "intent", "comment", "factors", "exclude", "seeds")
-LIMIT = 10_000  # jobs of one grid: more is a slip of the pen
+LIMIT = 10_000  # jobs of one grid: more is a typing error
 
 
 class WordLoader(get_yaml_loader()):  # type: ignore[misc]
-    """OmegaConf's YAML (1e-4 is a number, a key twice an error) in which on, off, yes and no stay words.
+    """OmegaConf's YAML (1e-4 is a number, a duplicate key an error) in which on, off, yes and no stay text.
 
-    A grid does not know the types of the keys: `compile: [off, block]` means the word, and for a truth value the word
-    does as well.
+    A grid does not know the types of keys: `compile: [off, block]` means the word, and a bool accepts the word as well.
     """
 
 
@@ -47,9 +46,9 @@ class Level:
 
     factor: str
     value: Any
-    """as `exclude` names it"""
+    """as in `exclude`"""
     token: str
-    """its part of the run name"""
+    """part of the run name"""
     overrides: tuple[str, ...]
 
 
@@ -70,7 +69,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def levels(factor: str, values: Any) -> list[Level]:
-    """The values of one factor: a list of values of a key, or names that stand for several keys.
+    """The levels of one factor: a list of values of a key, or names that each set several keys.
 
     Raises: UsageError.
     """
@@ -88,7 +87,7 @@ def levels(factor: str, values: Any) -> list[Level]:
 
 
 def combinations(grid: Mapping[str, Any]) -> Iterator[tuple[Level, ...]]:
-    """Every combination that no exclude names, first factor slowest. Raises: UsageError."""
+    """Yield every combination that is not excluded; the first factor varies slowest. Raises: UsageError."""
     factors = grid.get("factors") or {}
     if not isinstance(factors, dict):
         raise UsageError("factors: expected {key: [values]}")
@@ -109,7 +108,7 @@ def combinations(grid: Mapping[str, Any]) -> Iterator[tuple[Level, ...]]:
 def _seeds(seeds: Any) -> list[int]:
     if seeds is None:
         return []
-    if type(seeds) is int and seeds > LIMIT:  # before a list of them takes the memory
+    if type(seeds) is int and seeds > LIMIT:  # before a list of them fills the memory
         raise UsageError(f"seeds: {seeds} are more than {LIMIT} jobs: a slip of the pen?")
     listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if not isinstance(listed, list) or not listed or not all(type(seed) is int and seed >= 0 for seed in listed):
@@ -129,7 +128,7 @@ def _check_exclude(where: str, rule: Any, axes: Mapping[str, list[Level]]) -> No
 
 
 def _token(value: Any) -> str:
-    """A value as a part of a run name: without characters that a shell, Hydra or a path treats specially."""
+    """A value as part of a run name, without characters that are special in a shell, Hydra or a path."""
     return re.sub(r"[^\w.+-]+", "_", _text(value)).strip("_") or "none"
 
 
@@ -144,12 +143,12 @@ def _text(value: Any) -> str:
 
 
 def _overrides(values: Mapping[Any, Any]) -> tuple[str, ...]:
-    """Each `key=value` as Hydra reads it."""
+    """The `values` as `key=value` in Hydra's grammar."""
     return tuple(f"{key}={render(value)}" for key, value in values.items())
 
 
 def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
-    """(lines of the job file, number of jobs). Raises: UsageError when two jobs would share a name or a command."""
+    """(lines of the job file, number of jobs). Raises: UsageError if two jobs would share a name or a command."""
     base = str(grid["base"]).strip()
     job = command_job(" ".join(base.split("\n")))
     if job.error:
@@ -183,7 +182,7 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def write(lines: list[str], out: Path, *, append: bool) -> None:
-    """Write the file. Raises: UsageError when it exists (without `append`) or has a job of the same name."""
+    """Write the job file. Raises: UsageError if it exists (without `append`) or has a job of the same name."""
     if not out.exists():
         atomic_write_text(out, "\n".join(lines) + "\n")
         return
@@ -191,7 +190,7 @@ def write(lines: list[str], out: Path, *, append: bool) -> None:
         raise UsageError(f"{out} is not a file: name a job file to write")
     if not append:
         raise UsageError(f"{out} exists: choose another name, or --append to it")
-    ledger = Ledger(out)  # a runner may be at work on it
+    ledger = Ledger(out)  # locks it: a runner may be using it
     if problems := ledger.read().problems:
         raise UsageError(f"{out} is not a job file (line {problems[0][0]}): --append adds to one, choose another name")
     ledger.append("\n".join(lines) + "\n", {job.id for job in parse_text("\n".join(lines))[0]})

@@ -1,4 +1,4 @@
-"""Job files: one command a line with its state, comments, and what was meant.
+"""Job files: one command per line with its state, comments and intent.
 
     # Does the MLP over positions beat attention on small boards?
     #@ id: A1
@@ -30,7 +30,7 @@ STATES = {" ": "todo", "-": "running", "x": "done", "!": "failed"}
 MARKS = {state: mark for mark, state in STATES.items()}
 
 _JOB = re.compile(r"\[([ x!-])\][ \t]+(\S.*)", re.DOTALL)
-# The runner adds one of these to a line that it marks [-] and takes exactly one away again.
+# The runner appends one owner to a line that it marks [-], and later removes exactly one.
 _OWNER = re.compile(r"(?P<command>.+) \[(?P<pid>\d+)(?:@(?P<host>[^\s\[\]@]+))?\]\s*", re.DOTALL)
 _DIRECTIVE = re.compile(r"#@[ \t]*([A-Za-z][\w-]*)[ \t]*:[ \t]*(.*)")
 SHELL_SIGNS = frozenset(("&&", "||", "|", "&", ";", ">", ">>", "<", "2>", "2>&1"))
@@ -41,7 +41,7 @@ _ENV = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Job:
-    """One job line. `command` is exactly what is in the file, without mark and owner."""
+    """One job line. `command` is the exact text in the file, without mark and owner."""
 
     line_number: int
     """1-based"""
@@ -49,17 +49,17 @@ class Job:
     """one of " ", "-", "x", "!\""""
     command: str
     argv: tuple[str, ...] = ()
-    """words of the command without the leading VAR=value; empty when `error`"""
+    """words of the command without leading VAR=value; empty if there is an `error`"""
     env: dict[str, str] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
-    """the comment lines right above, without `# `"""
+    """the comment lines directly above, without `# `"""
     intent: dict[str, str] = field(default_factory=dict)
     directives: dict[str, str] = field(default_factory=dict)
     """`#@ key: value` lines other than intent and id"""
     label: str | None = None
-    """of `#@ id:`, or of `id=` in the intent"""
+    """from `#@ id:`, or from `id=` in the intent"""
     owner: tuple[int, str | None] | None = None
-    """(pid, host) of a running job; host None where the mark names only a pid"""
+    """(pid, host) of a running job; host is None if the mark has only a pid"""
     error: str | None = None
     """why the command cannot be split into words"""
 
@@ -69,7 +69,7 @@ class Job:
         return STATES[self.mark]
 
     def value(self, key: str) -> str | None:
-        """What the command sets `key` to, as text: `key=`, `+key=`, `++key=`, `--key=` or `--key VALUE`."""
+        """The text that the command sets `key` to: `key=`, `+key=`, `++key=`, `--key=` or `--key VALUE`."""
         for number, word in enumerate(self.argv):
             name, equals, text = word.partition("=")
             if (equals and name in (key, f"+{key}", f"++{key}")) or (equals and _flag(name) == key):
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def resumes(self) -> bool:
-        """Whether the command resumes a run that is there already, that of an earlier line for one."""
+        """Whether the command resumes an existing run, e.g. that of an earlier line."""
         return (self.value("resume") or "").lower() == "true" or self.value("init_from") == "resume"
 
     @property
@@ -92,11 +92,11 @@ class Job:
     def id(self) -> str:
         """The label, else the run_name, else `L<line>`."""
         name = self.label or self.run_name or f"L{self.line_number}"
-        return name.encode("utf-8", "replace").decode()  # it is printed: bytes that are not UTF-8 become ?
+        return name.encode("utf-8", "replace").decode()  # for printing: bytes that are not UTF-8 become ?
 
     @property
     def key(self) -> str:
-        """A file name for this job's lock, record and log: independent of the line number."""
+        """A file name for this job's lock, record and log, independent of the line number."""
         name = re.sub(r"[^\w.=,+-]+", "_", self.label or self.run_name or "job", flags=re.ASCII).lstrip(".")[:80]
         digest = hashlib.sha256(self.command.encode("utf-8", "surrogateescape")).hexdigest()
         return f"{name}-{digest[:8]}"
@@ -104,12 +104,12 @@ class Job:
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job file as it stood when it was read."""
+    """A job file as read at one time."""
 
     path: Path
     jobs: list[Job]
     problems: list[tuple[int, str]]
-    """(line number, what is wrong with it): a line that is not a job, a comment or blank; a directive without a job"""
+    """(line number, what is wrong): a line that is not a job, comment or blank; a directive without a job"""
 
 
 def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
@@ -131,7 +131,7 @@ def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
 
 
 def read(path: str | Path) -> JobFile:
-    """Read a job file. Raises: UsageError when it cannot be read; bad lines are `problems`."""
+    """Read a job file. Raises: UsageError if it cannot be read; bad lines are `problems`."""
     path = Path(path)
     try:
         data = read_bytes(path)
@@ -148,7 +148,7 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
     comments: list[str] = []
     intent: dict[str, str] = {}
     directives: dict[str, str] = {}
-    pending = 0  # line of the first directive that waits for its job
+    pending = 0  # line of the first directive not yet followed by its job
     for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip("\r").lstrip("\ufeff" if number == 1 else "")
         if not line.strip():
@@ -177,21 +177,21 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
 
 
 def command_job(command: str | Sequence[str], *, line_number: int = 0) -> Job:
-    """A job for a command that is in no file (words are quoted as a shell would need them)."""
+    """A job for a command that is not in a file (words are quoted as for a shell)."""
     text = command if isinstance(command, str) else shlex.join(command)
     return _read_command(Job(line_number, " ", text))
 
 
 def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]) -> str | None:
-    """Add what one `#@ key: value` line sets to `intent` or `directives`. Returns what is wrong with it."""
+    """Add the values of a `#@ key: value` line to `intent` or `directives`. Returns what is wrong with it."""
     match = _DIRECTIVE.fullmatch(line.strip())
     if match is None:
         return f"{line.strip()[:60]!r}: expected '#@ intent: key=value ...' or '#@ id: NAME'"
     name, value = match[1].lower(), match[2].strip()
     if name != "intent":
-        twice = name in directives
+        duplicate = name in directives
         directives[name] = value
-        return f"'#@ {name}:' appears twice above one job" if twice else None
+        return f"'#@ {name}:' appears twice above one job" if duplicate else None
     try:
         words = shlex.split(value)
     except ValueError as error:
@@ -202,9 +202,9 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
 
 
 def _read_command(job: Job, **about: Any) -> Job:
-    """The job with the parts of its command (owner, environment, words) and the comments `about` it."""
+    """The job with the parts of its command (owner, environment, words), and fields from the lines `about` it."""
     owner, error, words, env = None, None, [], {}
-    command = job.command  # trailing blanks included: an escaped one is part of the last word
+    command = job.command  # with trailing blanks: an escaped one is part of the last word
     if job.mark == "-" and (match := _OWNER.fullmatch(command)):
         command, owner = match["command"], (int(match["pid"]), match["host"])
     try:
@@ -219,10 +219,10 @@ def _read_command(job: Job, **about: Any) -> Job:
     return replace(job, command=command, argv=tuple(words), env=env, owner=owner, error=error, **about)
 
 
-def for_a_shell(job: Job) -> str | None:
-    """What is wrong with a job that a shell would read otherwise: signs without quotes, variables that it would expand.
+def shell_fault(job: Job) -> str | None:
+    """What is wrong with a job that needs a shell: unquoted operators, variables to expand. None if it needs none.
 
-    What is quoted for a shell is text here, too.
+    Text quoted as for a shell is plain text here, too.
     """
     for word in _QUOTED.sub("''", job.command).split():
         if word in SHELL_SIGNS:

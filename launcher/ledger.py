@@ -1,9 +1,9 @@
-"""Who runs which job: claims on a job file that several runners share, safe against kill -9.
+"""Claims on the jobs of a file that several runners share, safe against kill -9.
 
-Beside `jobs/jobs-trm.txt` lies `jobs/.jobs-trm.txt.state/`: `lock` is held for the milliseconds of an edit,
-`<key>.lock` for as long as the job runs, `<key>.json` remembers its attempts, `<key>.run` names its run directory. The
-job's own process inherits `<key>.lock`, so the lock outlives a runner that was killed and shows whether the job still
-runs; the kernel drops it with the last holder.
+The state of `jobs/jobs-trm.txt` is in `jobs/.jobs-trm.txt.state/`: `lock` is held for the milliseconds of an edit,
+`<key>.lock` for as long as the job runs, `<key>.json` records its attempts, `<key>.run` names its run directory. The
+job's own process inherits `<key>.lock`, so the lock outlives a killed runner and shows whether the job still runs; the
+kernel releases it with the last holder.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Test = Callable[[Job], bool]
 
 @dataclass
 class Record:
-    """What is remembered of a job's attempts: `<key>.json`."""
+    """A job's attempts, as stored in `<key>.json`."""
 
     id: str = ""
     command: str = ""
     runner: int | None = None
-    """process that started the last attempt, on `host`"""
+    """pid of the runner that started the last attempt, on `host`"""
     host: str = ""
     runner_started: str | None = None
-    """when that process began, in the kernel's clock ticks: its number may be used again"""
+    """when the runner started, in the kernel's clock ticks: pids are reused"""
     state: str = ""
     started: float | None = None
     """seconds since the epoch"""
@@ -45,7 +45,7 @@ class Record:
     attempts: int = 0
     log: str = ""
     log_offset: int = 0
-    """where the last attempt begins in the log, in bytes"""
+    """where the last attempt starts in the log, in bytes"""
     child: int | None = None
     gpus: list[str] = field(default_factory=list)
     exit_code: int | None = None
@@ -56,7 +56,7 @@ class Record:
 
 @dataclass
 class Claim:
-    """A job that this runner has marked as its own."""
+    """A job that this runner has claimed."""
 
     job: Job
     handle: int
@@ -65,12 +65,12 @@ class Claim:
     """the job still runs, started by a runner that is gone"""
     record: Record
     taken_over: bool = False
-    """the mark was that of a runner that is gone"""
+    """the mark was of a runner that is gone"""
     child: Child | None = None
-    """once we have started it; an orphan is watched by its lock"""
+    """set once we have started it; an orphan is watched through its lock"""
     attempt: int = 0
     """how often we have started it"""
-    asked_to_stop: bool = False
+    stop_sent: bool = False
 
 
 @dataclass
@@ -81,32 +81,32 @@ class Ledger:
     pid: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
-        self.path = self.path.resolve()  # a link stays a link: what it names is replaced
+        self.path = self.path.resolve()  # a link stays a link: its target is rewritten
         self.folder = self.path.parent / f".{self.path.name}.state"
 
     # --- reading
 
     def read(self) -> JobFile:
-        """The file as it stands. Raises: UsageError when it cannot be read."""
+        """The file as it is now. Raises: UsageError if it cannot be read."""
         jobs, problems = parse_text(self._text())
         return JobFile(self.path, jobs, problems)
 
     def record(self, job: Job) -> Record:
-        """What is remembered of the job's attempts; an empty record when there was none."""
+        """The record of the job's attempts; an empty one if there was none."""
         stored = read_json(self.folder / f"{job.key}.json")
         return Record(**{one.name: stored[one.name] for one in fields(Record) if one.name in stored})
 
     def write_record(self, job: Job, record: Record) -> None:
-        """Remember `record` for the job."""
+        """Store `record` for the job."""
         text = json.dumps(asdict(record), indent=2) + "\n"  # ASCII: a command need not be valid UTF-8
         atomic_write_bytes(self.folder / f"{job.key}.json", text.encode("ascii"))
 
     def report_file(self, job: Job) -> Path:
-        """Where the job's run writes its run directory."""
+        """The file into which the job's run writes the path of its run directory."""
         return self.folder / f"{job.key}.run"
 
     def owner_alive(self, job: Job) -> bool | None:
-        """Whether the runner named in a [-] mark lives; None: on another host, or nobody is named."""
+        """Whether the runner named in a [-] mark is alive; None if it is on another host or not named."""
         if job.owner is None or job.owner[1] not in (None, HOST):
             return None
         record = self.record(job)
@@ -114,7 +114,7 @@ class Ledger:
         return process_alive(job.owner[0], started)
 
     def is_stale(self, job: Job, hosts: frozenset[str]) -> bool:
-        """Whether the runner of a [-] line is gone: from this host, or with one of `hosts`."""
+        """Whether the runner of a [-] line is gone: it is dead on this host, or its host is in `hosts`."""
         if job.owner is not None and job.owner[1] in hosts and job.owner[1] != HOST:
             return True
         return job.mark == "-" and self.owner_alive(job) is False
@@ -124,9 +124,9 @@ class Ledger:
     def claim(
         self, accepts: Test, *, fits: Test = lambda job: True, marks: str = " ", hosts: frozenset[str] = frozenset()
     ) -> Claim | None:
-        """Mark the first job that may run now as ours; None when there is none (or the first one does not `fit`).
+        """Claim the first job that may run now; None if there is none (or the first one does not `fit`).
 
-        May run: a mark in `marks`, or [-] whose runner is gone (from this host, or from one of `hosts`).
+        A job may run if its mark is in `marks`, or is [-] and stale (see `is_stale`).
         """
         with self._locked():
             for job in self.read().jobs:
@@ -137,14 +137,14 @@ class Ledger:
                     continue
                 handle = self._open_lock(job)
                 orphan = not _try_lock(handle)
-                if orphan and not stale:  # the line was edited by hand while the job runs
+                if orphan and not stale:  # the line was edited by hand while the job was running
                     os.close(handle)
                     continue
                 if not orphan and not fits(job):
                     os.close(handle)
                     return None
                 record = self.record(job)
-                if not stale:  # what an earlier attempt left must not pass for this one's
+                if not stale:  # values of an earlier attempt must not be taken for this one's
                     record.started = record.ended = record.child = None
                 record.id, record.command = job.id, job.command
                 record.runner, record.host, record.runner_started = self.pid, HOST, start_time(self.pid)
@@ -154,7 +154,7 @@ class Ledger:
         return None
 
     def release(self, claim: Claim, state: str) -> bool:
-        """Write how the job stands and give its lock back. False: its line is gone from the file."""
+        """Write the job's state and release its lock. False if its line is gone from the file."""
         with self._locked():
             try:
                 line = self._find(claim.job)
@@ -163,16 +163,16 @@ class Ledger:
             if line is not None:
                 self._mark(line, MARKS[state])
             with contextlib.suppress(OSError):
-                fcntl.flock(claim.handle, fcntl.LOCK_UN)  # also for what the job left behind, which inherited it
+                fcntl.flock(claim.handle, fcntl.LOCK_UN)  # processes left behind by the job have inherited it
             os.close(claim.handle)
         return line is not None
 
     def adopt(self, claim: Claim) -> bool:
-        """Take the lock of an orphan once its process has ended. False: it still runs."""
+        """Take the lock of an orphan once its process has ended. False if it still runs."""
         return _try_lock(claim.handle)
 
     def append(self, text: str, ids: set[str]) -> None:
-        """Add the lines of `text`, whose jobs have `ids`. Raises: UsageError when one is there already."""
+        """Append the lines of `text`, whose jobs have the `ids`. Raises: UsageError if the file has one of them."""
         with self._locked():
             for job in self.read().jobs:
                 if job.id in ids:
@@ -202,7 +202,7 @@ class Ledger:
         return os.open(self.folder / f"{job.key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def _find(self, job: Job) -> Job | None:
-        """The line of a job that we run: lines may have moved, marks and even the command may have been edited."""
+        """The current line of a job that we run: lines may have moved, marks and even the command may be edited."""
         jobs = self.read().jobs
         ours = [other for other in jobs if other.mark == "-" and other.owner == (self.pid, HOST)]
         running = [other for other in jobs if other.mark == "-"]
@@ -211,7 +211,7 @@ class Ledger:
         return next(iter(same + [other for other in jobs if other.command == job.command]), None)
 
     def _mark(self, job: Job, mark: str) -> None:
-        """Rewrite the line of `job` (just read, under the lock); every other byte of the file stays as it is."""
+        """Rewrite the line of `job` (just read, under the lock); all other bytes of the file are unchanged."""
         lines = self._text().split("\n")
         line = lines[job.line_number - 1]
         before, after = line[: line.index("[")], line[len(line.rstrip("\r")) :]
@@ -224,7 +224,7 @@ class Ledger:
         mode = self.path.stat().st_mode & 0o777
         atomic_write_bytes(self.path, text.encode("utf-8", "surrogateescape"))
         with contextlib.suppress(PermissionError):
-            self.path.chmod(mode)  # a shared file stays writable for the others
+            self.path.chmod(mode)  # a shared file stays writable for others
 
 
 def _try_lock(handle: int) -> bool:

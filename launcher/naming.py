@@ -1,4 +1,4 @@
-"""Names of a sweep's jobs: no two of them may write to one run directory."""
+"""Names for the jobs of a sweep: no two may write to the same run directory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 from engine.cli.translate import quote
 
 NAMES = ("run_name", "run_dir")
-"""Keys whose values two jobs must not share."""
+"""Keys whose values must differ between jobs."""
 LABEL_LENGTH = 80
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """Raises: Hydra's error on one that it cannot read."""
+    """Parse overrides. Raises: Hydra's error for one that it cannot read."""
     return OverridesParser.create().parse_overrides(list(words))
 
 
 def value_text(override: Override) -> str:
-    """What is behind the `=`."""
+    """The text after the `=`."""
     return str(override.input_line).partition("=")[2]
 
 
@@ -34,16 +34,16 @@ def swept_keys(words: Sequence[str]) -> list[str]:
 
 
 def names_of(config: DictConfig) -> dict[str, str]:
-    """The config's own names, which all jobs would share; a run_dir that contains the run's name follows that."""
+    """The names set in the config, which all jobs would share; without a run_dir that contains run_name."""
     names = {key: OmegaConf.select(config, key) for key in NAMES}
-    written = OmegaConf.to_container(config)  # interpolations as they are
-    if isinstance(written, dict) and "run_name" in str(written.get("run_dir")):
+    unresolved = OmegaConf.to_container(config)
+    if isinstance(unresolved, dict) and "run_name" in str(unresolved.get("run_dir")):
         del names["run_dir"]
     return {key: str(value) for key, value in names.items() if value is not None}
 
 
 def suffixed(overrides: list[str], label: str, names: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    """Append the job's label to explicit values of NAMES: of the command line, else `names` of the config."""
+    """Append the job's label to explicit values of NAMES: those of the command line, else the config's `names`."""
     result, seen = [], set()
     for override in parse_overrides(overrides):
         key, line = override.key_or_group, str(override.input_line)
@@ -55,10 +55,10 @@ def suffixed(overrides: list[str], label: str, names: Mapping[str, str] = Mappin
 
 
 def label_of(overrides: list[str], swept: Collection[str], number: int, *, repeats: bool = False) -> str:
-    """What a job's name ends in: the swept values, as in `lr-0.001_seed-0`.
+    """The suffix of a job's name: the swept values, as in `lr-0.001_seed-0`.
 
-    The job's number is added where another job could have that name, too: values that a folder's name cannot
-    hold, very long ones, none at all, or a sweeper that `repeats` itself.
+    The job's number is added if another job could have the same label: values that a folder's name cannot contain, very
+    long ones, none at all, or a sweeper that `repeats` values.
     """
     parts, exact = [], not repeats
     for override in parse_overrides(overrides):

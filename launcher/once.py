@@ -1,4 +1,4 @@
-"""One command, started here and watched to its end, with the exit code of the run and not of torchrun."""
+"""Runs one command to its end and returns the run's exit code, not torchrun's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from launcher.runner import POLL_S
 
 
 def run_once(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Outcome:
-    """Run `argv` with the variables `env` added, and pass on the first signal that asks it to stop.
+    """Run `argv` with the variables `env` added, and forward the first signal that asks it to stop.
 
-    Only the first: torchrun that is asked twice no longer waits for the checkpoint of its ranks. Slurm signals every
-    process of a step, and submitit then asks once more. Raises: UsageError for what cannot be started.
+    Only the first: after a second one torchrun no longer waits for its ranks' checkpoint. Slurm signals every process
+    of a step, and submitit sends another. Raises: UsageError for a command that cannot be started.
     """
     received: list[int] = []
     with tempfile.TemporaryDirectory(prefix="loopforge-launch-") as folder:
@@ -28,11 +28,11 @@ def run_once(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Outco
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", REPORT: str(report), **env}
         before = install(lambda number, _: received.append(number))
         try:
-            child, asked = Child(argv, cwd=cwd, environment=environment), False
+            child, stop_sent = Child(argv, cwd=cwd, environment=environment), False
             while (returned := child.poll()) is None:
-                if received and not asked:
+                if received and not stop_sent:
                     child.send_signal(received[0])
-                    asked = True
+                    stop_sent = True
                 time.sleep(POLL_S)
         except (OSError, ValueError) as error:
             raise UsageError(f"{argv[0]}: {getattr(error, 'strerror', None) or error}") from None

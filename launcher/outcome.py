@@ -1,4 +1,4 @@
-"""How a child ended. torchrun exits with 1 whatever happened to the run, so the run's own status.json comes first."""
+"""Decides how a child ended. torchrun exits with 1 however the run ended, so the run's status.json comes first."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from launcher.children import signal_name
 
 CODES = {"done": 0, "failed": 1, "refused": 2, "interrupted": 3}
 """State of a run -> exit code of its process."""
-TAIL = 1 << 20  # bytes of a log that are searched, from its end
-# --tee of torchrun puts [default0]: before each line
+TAIL = 1 << 20  # bytes at the end of a log that are searched
+# torchrun's --tee prefixes each line with [default0]:
 _ERROR = re.compile(r"^(?:\[\w+\]:\s?)?((?:error|\w*(?:Error|Exception|Failure)): .+|\S+: can't open file .+)")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One child that ended."""
+    """How one child ended."""
 
     state: str
     """one of CODES; an interrupted run resumes when it is started again"""
     message: str = ""
     returned: int | None = None
-    """by the process: -N when signal N ended it, None when nobody saw it end"""
+    """exit code of the process: -N if signal N ended it, None if unknown"""
     run_dir: Path | None = None
     step: int | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """summary.json of a run that is done: name, value and direction of its metric, step, seconds"""
+    """summary.json of a completed run: name, value and direction of its metric, step, seconds"""
 
     @property
     def exit_code(self) -> int:
-        """What the run itself would have returned."""
+        """The exit code of the run itself."""
         return max(1, self.returned or 1) if self.state == "failed" else CODES[self.state]
 
 
 def judge(
     returned: int | None, run_dir: Path | None, *, started: float, stopping: bool = False, log_error: str = ""
 ) -> Outcome:
-    """How the child ended that was started at `started` (seconds since the epoch) and used `run_dir`.
+    """The outcome of the child that was started at `started` (seconds since the epoch) and used `run_dir`.
 
-    `returned`: its exit code, -N for signal N, None when it ended unseen. `stopping`: we asked it to stop.
-    `log_error`: the last error in its log, for a run that leaves no message.
+    `returned`: its exit code, -N for signal N, None if unknown. `stopping`: we asked it to stop. `log_error`: the last
+    error in its log, for a run without a message.
     """
     stored = read_json(run_dir / "status.json") if run_dir is not None else {}
     status = stored if _written_since(stored, started) else {}
@@ -61,7 +61,7 @@ def judge(
         state, message = "failed", message or log_error
     elif returned is None:
         state, message = "interrupted", "its runner is gone and so is the job"
-    elif stopping:  # before it could save: it resumes from an earlier checkpoint, or starts again
+    elif stopping:  # it ended before it could save: it resumes from an earlier checkpoint, or starts again
         state, message = "interrupted", "stopped"
     elif returned < 0:
         state, message = "failed", f"killed by {signal_name(-returned)}"
@@ -74,7 +74,7 @@ def judge(
 
 
 def _written_since(status: Mapping[str, Any], started: float) -> bool:
-    """Whether a status.json is of this attempt and not of an earlier one."""
+    """Whether a status.json was written by this attempt, not an earlier one."""
     try:
         return datetime.datetime.fromisoformat(str(status.get("time"))).timestamp() >= started
     except ValueError:
@@ -82,7 +82,7 @@ def _written_since(status: Mapping[str, Any], started: float) -> bool:
 
 
 def reported_run_dir(report: Path) -> Path | None:
-    """The run directory that a child wrote to `report` (`engine.run.environment.report_run_dir`)."""
+    """The run directory that a child wrote to the file `report` (`engine.run.environment.report_run_dir`)."""
     try:
         return Path(os.fsdecode(report.read_bytes()))
     except OSError:
@@ -90,7 +90,7 @@ def reported_run_dir(report: Path) -> Path | None:
 
 
 def last_error(log: Path, offset: int) -> str:
-    """The last line of `log`, from byte `offset` on, that may be an error's; at most 200 characters of it."""
+    """The last line of `log`, from byte `offset` on, that looks like an error; at most 200 characters."""
     try:
         with open(log, "rb") as stream:
             stream.seek(max(offset, stream.seek(0, os.SEEK_END) - TAIL))

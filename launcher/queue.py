@@ -1,4 +1,4 @@
-"""What to run of a job file: the options of a runner, the checks before it starts, the list of --dry-run."""
+"""Selects the jobs of a file to run: a runner's options, the checks before it starts, the list of --dry-run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.errors import UsageError
 from engine.io import did_you_mean
 from launcher.children import with_our_python
 from launcher.gpus import gpus_needed
-from launcher.jobs import Job, for_a_shell
+from launcher.jobs import Job, shell_fault
 from launcher.ledger import HOST, Ledger
 from launcher.ranks import Ranks
 
@@ -24,7 +24,7 @@ STATUS_HINTS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What run_jobs.py was asked to do."""
+    """The options of run_jobs.py."""
 
     cwd: Path
     logs: Path
@@ -32,40 +32,40 @@ class Options:
     """ids, keys or L<line>; empty: all"""
     jobs: int = 1
     gpus: tuple[str, ...] | None = None
-    """None: CUDA_VISIBLE_DEVICES is left alone"""
+    """None: CUDA_VISIBLE_DEVICES is unchanged"""
     retries: int = 0
     once: bool = False
     failed: bool = False
     take_over: frozenset[str] = frozenset()
-    """hosts whose runners are gone for good"""
+    """hosts whose runners will not come back"""
     ranks: Ranks | None = None
-    """None: as many processes as the command asks for"""
+    """None: as many processes as the command says"""
 
     @property
     def marks(self) -> str:
-        """The marks of lines that are taken."""
+        """The marks of lines to run."""
         return " !" if self.failed else " "
 
     def selects(self, job: Job) -> bool:
-        """Whether --only names this job (or names none)."""
+        """Whether --only names this job (or is not given)."""
         return not self.only or bool(self.only & names_of(job))
 
     def words_of(self, job: Job) -> tuple[str, ...]:
-        """The command as it is started."""
+        """The words of the command as started."""
         return job.argv if self.ranks is None else self.ranks.words(job.argv)
 
     def gpus_for(self, job: Job) -> int:
-        """How many of --gpus the job takes."""
+        """How many of --gpus the job needs."""
         return 0 if self.gpus is None else gpus_needed(job.argv, len(self.gpus), self.cwd)
 
 
 def names_of(job: Job) -> set[str]:
-    """What --only may call a job."""
+    """The names of a job that --only accepts."""
     return {job.id, job.key, f"L{job.line_number}"}
 
 
 def check_only(ledger: Ledger, options: Options) -> None:
-    """Raises: UsageError where --only names a job that is not in the file."""
+    """Raises: UsageError if --only names a job that is not in the file."""
     jobs = ledger.read().jobs
     for name in options.only:
         if not any(name in names_of(job) for job in jobs):
@@ -74,7 +74,7 @@ def check_only(ledger: Ledger, options: Options) -> None:
 
 
 def check(ledger: Ledger, options: Options) -> None:
-    """Refuse what would not run as it is written. Raises: UsageError."""
+    """Refuse jobs that would not run as written. Raises: UsageError."""
     file, name = ledger.read(), ledger.path.name
     for number, text in file.problems:
         raise UsageError(f"{name} line {number}: {text}")
@@ -83,7 +83,7 @@ def check(ledger: Ledger, options: Options) -> None:
     for job in file.jobs:
         if not options.selects(job) or job.mark not in " -" + options.marks:
             continue
-        if why := job.error or for_a_shell(job):
+        if why := job.error or shell_fault(job):
             raise UsageError(f"{name} line {job.line_number}: {why}")
         run = (job.id, None if job.label else job.value("project_name"))
         if run in seen:
@@ -101,7 +101,7 @@ def check(ledger: Ledger, options: Options) -> None:
 
 
 def waiting(ledger: Ledger, options: Options) -> list[Job]:
-    """The jobs that a runner would take, in order."""
+    """The jobs that a runner would run, in order."""
     jobs = [job for job in ledger.read().jobs if job.error is None and options.selects(job)]
     return [job for job in jobs if job.mark in options.marks or ledger.is_stale(job, options.take_over)]
 
@@ -116,12 +116,12 @@ def describe(number: int, job: Job, options: Options) -> str:
 
 def nothing_to_do(ledger: Ledger, options: Options) -> str:
     """Why nothing was started."""
-    asked = [job for job in ledger.read().jobs if options.only and options.selects(job)]
-    return f"nothing to do in {ledger.path.name}" + "".join(f"; {job.id} is {STATUS_HINTS[job.mark]}" for job in asked)
+    named = [job for job in ledger.read().jobs if options.only and options.selects(job)]
+    return f"nothing to do in {ledger.path.name}" + "".join(f"; {job.id} is {STATUS_HINTS[job.mark]}" for job in named)
 
 
-def left_to_others(ledger: Ledger) -> list[str]:
-    """One line for each job that is marked as running, by nobody of whom this host knows whether he lives."""
+def unknown_owners(ledger: Ledger) -> list[str]:
+    """One line for each job marked as running whose runner this host cannot check."""
     lines = []
     for job in ledger.read().jobs:
         if job.mark == "-" and ledger.owner_alive(job) is None:

@@ -1,4 +1,4 @@
-"""How many processes a command has, and on which machines: its words for torchrun."""
+"""The number and placement of a command's processes, as torchrun arguments."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ PLACEMENT = frozenset(("nproc-per-node", "nnodes", "node-rank", "standalone", "m
     "rdzv-endpoint",
     "rdzv-id",
 }
-"""torchrun's flags for the number and place of processes; its other ones stay."""
+"""torchrun's flags for number and placement of processes, which are replaced; others are kept."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes on each machine, the machines, and which of them this is."""
+    """Processes per node, number of nodes, and which node this is."""
 
     per_node: str
     """a number, or torchrun's `gpu`, `cpu`, `auto`"""
     nodes: int = 1
     node: int = 0
-    """which machine this is; that of number 0 has rank 0, which writes"""
+    """this node's number; node 0 has rank 0, which writes"""
     head: str = "HOST"
-    """HOST or HOST:PORT of machine 0, as the others reach it; an IPv6 address in brackets"""
+    """HOST or HOST:PORT of node 0, as the others reach it; an IPv6 address in brackets"""
 
     def words(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """The command with these ranks. Raises: UsageError for one that neither python nor torchrun starts."""
+        """The command with these ranks. Raises: UsageError for one not started by python or torchrun."""
         command = parse(tuple(argv))
         target = [command.script] if command.script else ["-m", command.module] if command.module else []
         if command.launcher not in ("python", "torchrun") or not (target or command.arguments):
@@ -49,12 +49,12 @@ class Ranks:
         host, colon, port = self.head.rpartition(":")
         if not colon or "]" in port:
             host, port = self.head, str(PORT)
-        meet = [f"--master-addr={host.strip('[]')}", f"--master-port={port}"]
-        return [f"--nnodes={self.nodes}", f"--node-rank={self.node}", each, *meet]
+        rendezvous = [f"--master-addr={host.strip('[]')}", f"--master-port={port}"]
+        return [f"--nnodes={self.nodes}", f"--node-rank={self.node}", each, *rendezvous]
 
 
 def ranks_of(argv: Sequence[str]) -> str:
-    """Processes on each machine that the command itself asks for: `1` without torchrun."""
+    """Processes per node according to the command itself: `1` without torchrun."""
     command = parse(tuple(argv))
     return command.flags.get("nproc-per-node", "1") if command.launcher == "torchrun" else "1"
 

@@ -1,4 +1,4 @@
-"""The results of a sweep: what is known of each job that ended, and the tables at the end."""
+"""The results of a sweep: a record of each finished job, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ STATES = {code: state for state, code in CODES.items()}
 
 @dataclass(kw_only=True)
 class JobResult:
-    """One finished job of a sweep, as results.json has it."""
+    """One finished job of a sweep, as in results.json."""
 
     number: int
     overrides: list[str]
-    """As Hydra gave them, swept and fixed ones."""
+    """As Hydra passes them, swept and fixed ones."""
     code: int
     seconds: float
     sweep_dir: str
-    """multirun/<time>: where the table goes."""
+    """multirun/<time>: the folder of the table."""
     run_dir: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
-    """summary.json of a run that is done: name, value and direction of its metric, step, seconds."""
+    """summary.json of a completed run: name, value and direction of its metric, step, seconds."""
     step: int | None = None
     error: str = ""
-    """Why the run ended, in its own words."""
+    """The run's message on why it ended."""
 
     @property
     def state(self) -> str:
@@ -42,12 +42,12 @@ class JobResult:
 
     @property
     def metric(self) -> float | None:
-        """What a sweeper optimizes: the primary metric of a run that is done."""
+        """The value that a sweeper optimizes: the primary metric of a completed run."""
         return self.summary.get("value")
 
     @property
     def cost(self) -> float:
-        """The metric, such that smaller is better; infinite without one."""
+        """The metric, negated if higher is better; infinite if there is none."""
         sign = -1.0 if self.summary.get("goal") == "max" else 1.0
         return float("inf") if self.metric is None else sign * self.metric
 
@@ -57,12 +57,12 @@ class JobResult:
         return {override.key_or_group: value_text(override) for override in parse_overrides(self.overrides)}
 
     def write(self, folder: Path) -> None:
-        """Leave the record for the sweep."""
+        """Write the record, for the sweep to read."""
         atomic_write_json(folder / f"{self.number}.json", asdict(self))
 
 
 def read_results(folder: Path) -> list[JobResult]:
-    """The records of all jobs that ended, by number."""
+    """The records of all finished jobs, by number."""
     return sorted((JobResult(**read_json(path)) for path in folder.glob("*.json")), key=lambda job: job.number)
 
 
@@ -83,9 +83,9 @@ def table(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
 
 
 def over_seeds(jobs: Sequence[JobResult]) -> tuple[list[str], list[list[str]]] | None:
-    """(head, rows) of the jobs that differ in nothing but their seed taken together, the best mean first.
+    """(head, rows) with jobs that differ only in their seed combined, the best mean first.
 
-    The spread is the sample standard deviation. None where no two jobs that are done differ in their seed alone.
+    The spread is the sample standard deviation. None if no two completed jobs differ only in their seed.
     """
     done = [job for job in jobs if job.metric is not None]
     varied = [key for key in _varied([job.settings for job in done]) if key != "seed"]
@@ -117,9 +117,9 @@ def _number(value: float | int | None, digits: int = 4) -> str:
 
 
 def publish(jobs: Sequence[JobResult], *, complete: bool = True) -> None:
-    """Print the table of a sweep and what failed; results.csv, results.md and results.json go into its folder.
+    """Print the table of a sweep and its failures; write results.csv, results.md and results.json into its folder.
 
-    `complete`: no job is missing because the sweep was stopped.
+    `complete`: the sweep was not stopped, so no job is missing.
     """
     tables = [table(jobs), *filter(None, [over_seeds(jobs)])]
     note = _stand_ins(jobs)
@@ -140,14 +140,14 @@ def publish(jobs: Sequence[JobResult], *, complete: bool = True) -> None:
 
 
 def _stand_ins(jobs: Sequence[JobResult]) -> str:
-    """The line on jobs whose figures are not of the data that they name; empty without such."""
+    """The line on jobs that ran on stand-in data; empty if there are none."""
     numbers = [str(job.number) for job in jobs if job.summary.get("stand_in") is True]
     which = "all jobs" if len(numbers) == len(jobs) else f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
     return f"STAND-IN DATA (stand_in: true): {which}; figures are not comparable" if numbers else ""
 
 
 def _write(tables: list[tuple[list[str], list[list[str]]]], jobs: Sequence[JobResult], folder: Path, note: str) -> str:
-    """Write the files, `note` below the tables; returns the end of a line that names them."""
+    """Write the files, with `note` below the tables; return the end of a line that names them."""
     place = short_path(folder.resolve())
     try:
         for name, (head, rows) in zip(("results.csv", "results_over_seeds.csv"), tables, strict=False):
@@ -156,7 +156,7 @@ def _write(tables: list[tuple[list[str], list[list[str]]]], jobs: Sequence[JobRe
         atomic_write_text(folder / "results.md", "\n".join(markdown(*one) for one in tables) + below)
         atomic_write_json(folder / "results.json", [asdict(job) | {"state": job.state} for job in jobs])
         where = f"; table in {place}/results.csv, .md and .json"
-    except OSError as error:  # the sweep itself is done: its runs are on disk
+    except OSError as error:  # the sweep itself is complete: its runs are on disk
         where = f"; the table could not be written to {folder} ({error.strerror})"
     printed = f"; output of the jobs in {place}/.submitit" if (folder / ".submitit").is_dir() else ""
     return where + printed

@@ -1,4 +1,4 @@
-"""The loop of run_jobs.py: claim, start, watch, judge, write down. One thread; a job is a child process."""
+"""The loop of run_jobs.py: claim a job, start it, watch it, record its outcome. One thread, a child process per job."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from engine.signals import install, restore
 from launcher.children import Child, process_alive
 from launcher.ledger import HOST, Claim, Ledger
 from launcher.outcome import Outcome, judge, last_error, reported_run_dir
-from launcher.queue import Options, left_to_others, nothing_to_do
+from launcher.queue import Options, nothing_to_do, unknown_owners
 from launcher.table import short_path
 
 POLL_S = 0.1
-NOT_STARTED = 127  # a shell's code for a command that is not there
+NOT_STARTED = 127  # a shell's code for a command that is not found
 JOB_STATES = {"done": "done", "failed": "failed", "refused": "failed", "interrupted": "todo"}
 """State of the run -> state of its line."""
 MESSAGES = {"todo": "interrupted, back to [ ]", "done": "done", "failed": "FAILED"}
 
 
 class Runner:
-    """Runs the jobs of one file until none is left for it, or a signal comes."""
+    """Runs the jobs of one file until none is left, or a signal stops it."""
 
     def __init__(self, ledger: Ledger, options: Options) -> None:
         self.ledger, self.options = ledger, options
@@ -55,11 +55,11 @@ class Runner:
                     self._check(claim)
         finally:
             restore(previous)
-        left = self.options.once and self.ended["todo"]  # its one job was interrupted, by another hand than ours
-        return 3 if self.stop is not None or left else 1 if self.ended["failed"] else 0
+        interrupted = self.options.once and self.ended["todo"]  # the only job was interrupted, but not by us
+        return 3 if self.stop is not None or interrupted else 1 if self.ended["failed"] else 0
 
     def _require_logs(self) -> None:
-        """Before any line is marked. Raises: UsageError where no log can be written."""
+        """Check, before any line is marked, that logs can be written. Raises: UsageError."""
         folder = self.options.logs
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,15 +92,15 @@ class Runner:
                 print_rank0(f"{claim.job.id}: still running ({which}) though its runner is gone: watching it")
                 claim.record.started = claim.record.started or time.time()
                 self.running.append(claim)
-            elif not self._ended_unseen(claim):
+            elif not self._already_ended(claim):
                 self._start(claim)
 
     def _free_gpus(self) -> list[str]:
-        taken = {gpu for claim in self.running for gpu in claim.record.gpus}
-        return [gpu for gpu in self.options.gpus or () if gpu not in taken]
+        used = {gpu for claim in self.running for gpu in claim.record.gpus}
+        return [gpu for gpu in self.options.gpus or () if gpu not in used]
 
-    def _ended_unseen(self, claim: Claim) -> bool:
-        """Whether a job whose runner was killed had come to its end all the same."""
+    def _already_ended(self, claim: Claim) -> bool:
+        """Whether a job whose runner was killed has completed since; then it is finished here."""
         if not claim.taken_over or claim.record.started is None:
             return False
         outcome = self._judge(claim, None)
@@ -111,7 +111,7 @@ class Runner:
         return True
 
     def _start(self, claim: Claim) -> None:
-        """Start the job, or start it again; one that cannot be started has failed."""
+        """Start the job (again); one that cannot be started counts as failed."""
         job, record, options = claim.job, claim.record, self.options
         report, log = self.ledger.report_file(job), options.logs / f"{job.key}.log"
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", REPORT: str(report), **job.env}
@@ -138,7 +138,7 @@ class Runner:
             report.unlink(missing_ok=True)
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = log.open("ab")
-        except OSError as error:  # removed or forbidden meanwhile; other jobs may be running
+        except OSError as error:  # the folder was removed or became unwritable; other jobs may be running
             self._finish(claim, Outcome("refused", str(_no_log(log, error)), UsageError.exit_code))
             return
         with stream:
@@ -164,7 +164,7 @@ class Runner:
     # --- watching and ending
 
     def _check(self, claim: Claim) -> None:
-        """Deal with one job if it has ended."""
+        """Finish or retry one job if it has ended."""
         returned = claim.child.poll() if claim.child is not None else None
         if returned is None and (claim.child is not None or not self.ledger.adopt(claim)):
             return
@@ -180,7 +180,7 @@ class Runner:
         record = claim.record
         error = last_error(Path(record.log), record.log_offset) or (f"exit code {returned}" if returned else "")
         run_dir = reported_run_dir(self.ledger.report_file(claim.job))
-        return judge(returned, run_dir, started=record.started or 0.0, stopping=claim.asked_to_stop, log_error=error)
+        return judge(returned, run_dir, started=record.started or 0.0, stopping=claim.stop_sent, log_error=error)
 
     def _finish(self, claim: Claim, outcome: Outcome) -> None:
         job, state, cwd = claim.job, JOB_STATES[outcome.state], self.options.cwd
@@ -204,9 +204,9 @@ class Runner:
         )
         if not marked:
             print_rank0(f"{job.id}: its line is no longer in {self.ledger.path.name}, nothing was marked")
-        if state == "failed":  # --failed takes it once, not for ever
+        if state == "failed":  # --failed retries it once, not for ever
             self._skipped.add(job.key)
-        elif state == "todo" and self.stop is None:  # interrupted: started again only as long as it gets further
+        elif state == "todo" and self.stop is None:  # interrupted: restarted only as long as it makes progress
             step = outcome.step or 0
             if step <= self._last_step.get(job.key, -1):
                 self._skipped.add(job.key)
@@ -219,11 +219,11 @@ class Runner:
         self.stop = self.stop or signal.Signals(number).name
 
     def _pass_signal_on(self) -> None:
-        """Ask each job to stop, once; torchrun passes it on to its ranks, which write a checkpoint."""
+        """Ask each job to stop, once; torchrun forwards the signal to its ranks, which write a checkpoint."""
         for claim in self.running:
-            if claim.asked_to_stop:
+            if claim.stop_sent:
                 continue
-            claim.asked_to_stop = True
+            claim.stop_sent = True
             print_rank0(f"{claim.job.id}: {self.stop}: asked to stop, waiting for its checkpoint")
             if claim.child is not None:
                 claim.child.send_signal(signal.SIGTERM)
@@ -232,12 +232,12 @@ class Runner:
 
 
 def run_jobs(ledger: Ledger, options: Options) -> int:
-    """Run the jobs of a file and print what became of them; the exit code. Raises: UsageError."""
+    """Run the jobs of a file and print their outcomes; return the exit code. Raises: UsageError."""
     runner = Runner(ledger, options)
     code, ended = runner.run(), runner.ended
     counts = f"{ended['done']} done, {ended['failed']} failed, {ended['todo']} interrupted"
     print_rank0(counts if runner.started else nothing_to_do(ledger, options))
-    for line in left_to_others(ledger):
+    for line in unknown_owners(ledger):
         print_rank0(line)
     return code
 

@@ -1,4 +1,4 @@
-"""A SkyPilot task: one launch on machines of a cloud, as the file that `sky jobs launch` takes."""
+"""A SkyPilot task: a launch on cloud machines, as a file for `sky jobs launch`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from engine.errors import UsageError
-from launcher.destination import Order
+from launcher.destination import LaunchSpec
 from launcher.outcome import CODES
 
 VARIABLES = {
@@ -25,52 +25,52 @@ SETUP = (
     "python -m pip install -e . -c constraints.txt",
 )
 CHECKPOINTS = "~/sky_workdir/checkpoints"
-"""`workdir` is copied to ~/sky_workdir, where the command runs."""
+"""SkyPilot copies `workdir` to ~/sky_workdir, where the command runs."""
 
 
-def task(order: Order) -> dict[str, Any]:
-    """The task as SkyPilot reads it. Exit code 3 (stopped, saved) starts the same command again, which resumes.
+def task(spec: LaunchSpec) -> dict[str, Any]:
+    """The task in SkyPilot's form. After exit code 3 (stopped, saved) the same command is started again and resumes.
 
-    Raises: UsageError where the command needs GPUs whose kind is not named: SkyPilot would give it a machine without.
+    Raises: UsageError if the command needs GPUs of unknown kind: SkyPilot would use a machine without any.
     """
-    own = order.own
-    if order.gpus and not own["accelerator"]:
+    own = spec.own
+    if spec.gpus and not own["accelerator"]:
         raise UsageError(
-            f"{order.gpus} GPU(s) on each node, of which kind? Give --accelerator H100; none: device=cpu, or --gpus 0"
+            f"{spec.gpus} GPU(s) on each node, of which kind? Give --accelerator H100; none: device=cpu, or --gpus 0"
         )
     recovery = {"max_restarts_on_errors": own["restarts"] or 0, "recover_on_exit_codes": [CODES["interrupted"]]}
     resources = {
         "infra": own["infra"],
-        "accelerators": f"{own['accelerator']}:{order.gpus}" if order.gpus else None,
-        "cpus": None if order.cpus is None else f"{order.cpus}+",
-        "memory": None if order.mem_gb is None else f"{math.ceil(order.mem_gb)}+",
+        "accelerators": f"{own['accelerator']}:{spec.gpus}" if spec.gpus else None,
+        "cpus": None if spec.cpus is None else f"{spec.cpus}+",
+        "memory": None if spec.mem_gb is None else f"{math.ceil(spec.mem_gb)}+",
         "use_spot": own["spot"] or None,
         "job_recovery": recovery,
     }
     mounts = {CHECKPOINTS: {"source": own["checkpoints"], "mode": "MOUNT_CACHED"}} if own["checkpoints"] else None
-    known = VARIABLES if str(order.gpus) == order.per_node else {k: v for k, v in VARIABLES.items() if k != "ranks"}
-    line = order.node_line("python", "scripts/launch.py", known, by_file=False)
-    whole = {
-        "name": order.name,
-        "num_nodes": order.nodes,
-        "workdir": str(order.cwd),
+    known = VARIABLES if str(spec.gpus) == spec.per_node else {k: v for k, v in VARIABLES.items() if k != "ranks"}
+    line = spec.node_line("python", "scripts/launch.py", known, by_file=False)
+    description = {
+        "name": spec.name,
+        "num_nodes": spec.nodes,
+        "workdir": str(spec.cwd),
         "resources": {key: value for key, value in resources.items() if value is not None},
         "file_mounts": mounts,
         "setup": "".join(f"{one}\n" for one in ("set -e", *SETUP, *own["prepare"])),
         "run": f"{ENVIRONMENT}\n{line}\n",
     }
-    return {key: value for key, value in whole.items() if value is not None}
+    return {key: value for key, value in description.items() if value is not None}
 
 
 def as_yaml(description: dict[str, Any]) -> str:
-    """The task's file; what a shell reads stands line by line."""
+    """The text of the task's file; shell scripts are block scalars."""
     return str(yaml.dump(description, Dumper=_Dumper, sort_keys=False, width=10_000))
 
 
 def check(description: dict[str, Any]) -> str:
-    """Hold the task against SkyPilot's own schema. Returns why not, where SkyPilot is not installed.
+    """Check the task against SkyPilot's own schema. Returns why it was not checked, if SkyPilot is not installed.
 
-    Raises: UsageError with SkyPilot's words.
+    Raises: UsageError with SkyPilot's message.
     """
     try:
         from sky.utils import common_utils, schemas
@@ -90,7 +90,7 @@ def check(description: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Several lines as a block."""
+    """Writes text of several lines as a block scalar."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -1,6 +1,6 @@
 """Slurm through submitit: `run_jobs.py --launcher slurm` (one Slurm job per line) and `launch.py --to slurm`.
 
-Each Slurm job is a runner of ours on its node. The state stays in the job file: a line is marked when its Slurm job
+Each Slurm job is a runner of ours on its node. The state is in the job file: a line is marked when its Slurm job
 starts, so submitting twice runs nothing twice.
 """
 
@@ -24,12 +24,12 @@ from launcher.ledger import Ledger
 from launcher.queue import Options
 
 REFUSALS = (AssertionError, RuntimeError, OSError, NameError, ValueError, TypeError, subprocess.CalledProcessError)
-"""What submitit raises where a parameter, sbatch or the machine is not what it should be."""
+"""What submitit raises for a bad parameter, or a problem with sbatch or the machine."""
 
 
 @dataclass
 class NodeRunner:
-    """What Slurm executes on each node: a runner of ours; submitted again when Slurm takes the node away."""
+    """What Slurm executes on each node: a runner of ours; submitted again after a preemption or time limit."""
 
     command: list[str]
     cwd: str
@@ -43,25 +43,25 @@ class NodeRunner:
         return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit on preemption or before the time limit: the run saves itself, the line is queued again."""
+        """Called by submitit on preemption or before the time limit: the run saves, and the job is queued again."""
         import submitit
 
-        if process := getattr(self, "_process", None):  # none yet: the signal came before the start
+        if process := getattr(self, "_process", None):  # none if the signal came before the start
             process.send_signal(signal.SIGTERM)
             _await_end(process.pid)
         return submitit.helpers.DelayedSubmission(NodeRunner(self.command, self.cwd))
 
 
 def _await_end(pid: int) -> None:
-    """Wait for a child without collecting it. submitit calls `checkpoint` in a signal handler, inside of `__call__`:
-    there a second `Popen.wait` would wait for ever for the lock that the first one holds.
+    """Wait for a child without reaping it. submitit calls `checkpoint` in a signal handler, inside of `__call__`, where
+    a second `Popen.wait` would wait for ever for the lock that the first one holds.
     """
-    with contextlib.suppress(ChildProcessError):  # collected already
+    with contextlib.suppress(ChildProcessError):  # already reaped
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def runner_commands(script: Path, ledger: Ledger, options: Options) -> list[tuple[str, int, list[str]]]:
-    """(job id, GPUs, `script` as the runner of this one line) for each line that is to do."""
+    """(job id, GPUs, command that runs `script` for this line only) for each line to run."""
     selected = [job for job in ledger.read().jobs if options.selects(job) and job.mark in options.marks]
     common = ["--once", "--retries", str(options.retries), "--logs", str(options.logs), "--cwd", str(options.cwd)]
     common += ["--failed"] * options.failed + [word for host in options.take_over for word in ("--take-over", host)]
@@ -83,11 +83,11 @@ def submit(
     parameters: Mapping[str, Any],
     requeues: int | None = None,
 ) -> list[str]:
-    """Queue (job id, GPUs, runner command) each as a Slurm job; returns Slurm's job ids.
+    """Submit each (job id, GPUs, runner command) as a Slurm job; return Slurm's job ids.
 
-    `parameters` go to submitit's `update_parameters` (timeout_min, slurm_partition, ...); gpus_per_node is the
+    `parameters` are passed to submitit's `update_parameters` (timeout_min, slurm_partition, ...); gpus_per_node is the
     job's own unless given. `requeues`: how often a job that reaches its time limit is queued again; None: submitit's 3.
-    Raises: UsageError without submitit, or when Slurm refuses.
+    Raises: UsageError without submitit, or if Slurm refuses.
     """
     if not commands:
         return []
@@ -108,19 +108,19 @@ def submit(
 
 
 def batch_text(name: str, gpus: int, *, folder: Path, parameters: Mapping[str, Any]) -> str:
-    """The batch file of `submit`, to the letter; nothing is submitted or written, and no Slurm need be here."""
+    """The exact batch file of `submit`; nothing is submitted or written, and Slurm need not be installed."""
     submitit = _submitit()
 
-    class Shown(submitit.SlurmExecutor):  # type: ignore[misc, name-defined]
+    class Preview(submitit.SlurmExecutor):  # type: ignore[misc, name-defined]
         @classmethod
         def affinity(cls) -> int:
-            return 1  # the real one asks for srun
+            return 1  # submitit's own method looks for srun
 
-    given = {"name": name, **({"gpus_per_node": gpus} if gpus else {}), **parameters}
+    values = {"name": name, **({"gpus_per_node": gpus} if gpus else {}), **parameters}
     with _one_line():
-        executor = Shown(folder=folder)
-        general = {key: value for key, value in given.items() if not key.startswith("slurm_")}
-        own = {key.removeprefix("slurm_"): value for key, value in given.items() if key.startswith("slurm_")}
+        executor = Preview(folder=folder)
+        general = {key: value for key, value in values.items() if not key.startswith("slurm_")}
+        own = {key.removeprefix("slurm_"): value for key, value in values.items() if key.startswith("slurm_")}
         executor.update_parameters(**{**executor._convert_parameters(general), **own})
         return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
@@ -135,7 +135,7 @@ def _submitit() -> Any:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """What submitit or sbatch refuse, as a UsageError."""
+    """Turn errors of submitit and sbatch into a UsageError of one line."""
     try:
         yield
     except REFUSALS as error:
@@ -143,13 +143,13 @@ def _one_line() -> Iterator[None]:
 
 
 def earlier_hosts(job: Job, environment: Mapping[str, str]) -> frozenset[str]:
-    """Whose mark the job may still carry: in a Slurm job that was queued again, that of the node it had before."""
+    """Hosts whose mark the job may still have: in a requeued Slurm job, the node of its previous run."""
     requeued = environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     return frozenset([job.owner[1]]) if requeued and job.owner and job.owner[1] else frozenset()
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """An argparse type: `key=value` of --slurm; numbers become numbers."""
+    """An argparse type: `key=value` of --slurm; digits become an integer."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r}: expected key=value, e.g. timeout_min=720")

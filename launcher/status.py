@@ -1,4 +1,4 @@
-"""--status: the table of a job file, with what is remembered of each job and where its run stands."""
+"""--status: the table of a job file, with each job's record and the progress of its run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HEAD = ("id", "state", "step", "tries", "time", "where", "note")
 
 
 def status_lines(ledger: Ledger, cwd: Path) -> list[str]:
-    """The lines to print: a heading, one line a job, the counts."""
+    """The lines to print: a heading, one line per job, the counts."""
     jobs = ledger.read().jobs
     counts = [f"{sum(job.mark == mark for job in jobs)} {name}" for mark, name in STATES.items()]
     return [*aligned(HEAD, [_row(ledger, job, cwd) for job in jobs]), ", ".join(counts)]
 
 
 def expand_places(places: Sequence[Path], *, roots: Sequence[Path], cwd: Path) -> list[Path]:
-    """Places of runs, a job file (`jobs-trm.txt`) replaced by the runs of its jobs.
+    """`places` of runs, with a job file (`jobs-trm.txt`) replaced by the runs of its jobs.
 
-    Raises: UsageError for a job file that is not there or has started no run.
+    Raises: UsageError for a job file that does not exist or has started no run.
     """
     expanded: list[Path] = []
     for place in places:
@@ -44,7 +44,7 @@ def expand_places(places: Sequence[Path], *, roots: Sequence[Path], cwd: Path) -
 
 
 def run_folders(ledger: Ledger, cwd: Path) -> list[Path]:
-    """The run directories of the jobs that have been started, in the order of the file."""
+    """The run directories of the started jobs, in the order of the file."""
     folders = (_run_dir(ledger, job, ledger.record(job), cwd) for job in ledger.read().jobs)
     return [folder for folder in folders if folder is not None and folder.is_dir()]
 

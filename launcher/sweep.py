@@ -1,12 +1,12 @@
-"""`-m`: each job of a sweep is one child process, so that no process group or GPU memory outlives it.
+"""`-m`: each job of a sweep is a child process, so that no process group or GPU memory outlives it.
 
-Jobs and sweep communicate through a folder that the environment names, so that it works with any launcher of Hydra: the
+Jobs and sweep communicate through a folder named in the environment, so that it works with any Hydra launcher: the
 process that waits for a job is the sweep itself (basic), a worker (joblib), or on another machine (submitit_slurm).
 
 multirun/.sweep-HOST-PID/
     3.json              written by the process that waits for job 3: its overrides, exit code, seconds
     3.run               written by the run itself: its run directory
-    stop                written by the sweep when it is signalled: running jobs stop, others do not start
+    stop                written by the sweep on a signal: running jobs stop, others do not start
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from launcher.outcome import CODES, judge, reported_run_dir
 from launcher.results import JobResult, publish, read_results
 
 RANKS = "LOOPFORGE_RANKS"
-"""Environment: processes of each job. With more than one, torchrun starts it."""
+"""Environment variable: processes per job. With more than one, torchrun starts it."""
 NAME = "LOOPFORGE_SWEEP_NAME"
-"""Environment: multirun/<this> is the sweep's own folder; config/base/run.yaml reads it."""
+"""Environment variable: multirun/<this> is the sweep's own folder; config/base/run.yaml reads it."""
 SWEPT = "LOOPFORGE_SWEPT"
 GPUS = "LOOPFORGE_GPUS"
 STOP = "stop"
@@ -55,9 +55,9 @@ POLL_S = 0.5  # how often a waiting process checks whether the sweep was stopped
 
 
 def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) -> JobResult | None:
-    """Inside a sweep: run this job as `python entry_script <overrides>` and return its result. Else None.
+    """In a sweep: run this job as `python entry_script <overrides>` and return its result. Otherwise None.
 
-    Raises: KeyboardInterrupt when the sweep is to stop; UsageError on an invalid number of ranks.
+    Raises: KeyboardInterrupt if the sweep has to stop; UsageError for an invalid number of ranks.
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
@@ -66,17 +66,17 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     job, folder, processes = HydraConfig.get(), Path(os.environ[SWEEP]), ranks()
     number, overrides = int(job.job.num), task_overrides()
     swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
-    # an optimizer may try the same values again
+    # an optimizing sweeper may try the same values again
     label = label_of(overrides, swept, number, repeats=job.runtime.choices.get("hydra/sweeper") != "basic")
     words = [str(entry_script), *_config_flags(job), *suffixed(overrides, label, names_of(hydra_config))]
     sweep_dir = str(Path(job.sweep.dir).resolve())
     result = JobResult(number=number, overrides=overrides, code=CODES["interrupted"], seconds=0.0, sweep_dir=sweep_dir)
-    if (folder / STOP).exists() or not folder.exists():  # a job may leave a queue after the sweep has ended
+    if (folder / STOP).exists() or not folder.exists():  # a queued job may start after the sweep has ended
         return _stopped(result)
     print_rank0(f"job {number}: {shlex.join(words)}")
     torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}"]
     command = [*(torchrun if processes > 1 else ["python"]), *words]
-    began, started = time.monotonic(), time.time()
+    start, started = time.monotonic(), time.time()
     report = folder / f"{number}.run"
     with ExitStack() as stack:
         environment = _environment(number, folder, processes, stack) | {REPORT: str(report), SUFFIX: f"_{label}"}
@@ -85,7 +85,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     result = replace(
         result,
         code=outcome.exit_code,
-        seconds=round(time.monotonic() - began, 3),
+        seconds=round(time.monotonic() - start, 3),
         run_dir=None if outcome.run_dir is None else str(outcome.run_dir),
         summary=dict(outcome.summary),
         step=outcome.step,
@@ -109,11 +109,11 @@ def _folder_name() -> str:
 def _stopped(result: JobResult) -> JobResult:
     if _is_sweep_itself():
         raise KeyboardInterrupt  # not an Exception: Hydra would start the next job
-    return result  # a worker just has nothing more to do: an exception would make joblib kill the other jobs
+    return result  # in a worker an exception would make joblib kill the other jobs
 
 
 def ranks() -> int:
-    """Processes of each job. Raises: UsageError on an invalid number."""
+    """Processes per job. Raises: UsageError for an invalid number."""
     text = os.environ.get(RANKS, "1")
     if not text.isdigit() or int(text) < 1:
         raise UsageError(f"{RANKS}={text}: expected a whole number of at least 1, the processes of each job")
@@ -121,7 +121,7 @@ def ranks() -> int:
 
 
 def _config_flags(job: Any) -> list[str]:
-    """The config that the parent composed, by absolute folder, so that the child reads the same files."""
+    """Flags for the config that the parent composed, with absolute folders, so that the child reads the same files."""
     flags = ["--config-name", str(job.job.config_name)]
     names = {"main": "--config-path", "command-line": "--config-dir"}
     for source in job.runtime.config_sources:
@@ -131,7 +131,7 @@ def _config_flags(job: Any) -> list[str]:
 
 
 def _environment(number: int, folder: Path, processes: int, stack: ExitStack) -> dict[str, str]:
-    """The child's environment, with its GPUs where jobs run at once (held until `stack` ends)."""
+    """The child's environment, with its own GPUs if jobs run in parallel (held until `stack` exits)."""
     job = HydraConfig.get()
     dropped = {SWEEP, NAME, SWEPT, GPUS} | ({SET_FULL_ERROR, FULL_ERROR} if SET_FULL_ERROR in os.environ else set())
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
@@ -142,11 +142,11 @@ def _environment(number: int, folder: Path, processes: int, stack: ExitStack) ->
 
 
 def _watch(child: Child, stop: Path) -> tuple[int, bool]:
-    """Wait for the child and pass signals on: (exit code, -N for signal N; whether it was asked to stop)."""
+    """Wait for the child and forward signals; return (exit code, -N for signal N; whether it was asked to stop)."""
     received: list[int] = []
 
     def forward(number: int, _: Any) -> None:
-        # Ctrl-C reaches the sweep and its workers alike: only the sweep itself passes on a second one.
+        # Ctrl-C reaches the sweep and its workers: only the sweep itself forwards a second one.
         if not received or _is_sweep_itself():
             child.send_signal(number)
         received.append(number)
@@ -161,7 +161,7 @@ def _watch(child: Child, stop: Path) -> tuple[int, bool]:
     finally:
         restore(before)
     if signal.SIGUSR2 in received and callable(before[signal.SIGUSR2]):
-        before[signal.SIGUSR2](signal.SIGUSR2, None)  # submitit: the checkpoint is written, queue the job again
+        before[signal.SIGUSR2](signal.SIGUSR2, None)  # submitit's handler: the checkpoint is written, requeue the job
     return returned, bool(received)
 
 
@@ -170,14 +170,14 @@ def _watch(child: Child, stop: Path) -> tuple[int, bool]:
 
 @contextmanager
 def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
-    """Surround a sweep of the command line `words`; yields the list that holds the jobs' exit codes in the end.
+    """Context of a sweep with the command line `words`; yields the list that has the jobs' exit codes at the end.
 
-    A first signal lets running jobs write their checkpoints and starts no others; a second Ctrl-C stops at once.
-    At the end the table of results is printed and written. Raises: UsageError where no folder can be made.
+    After a first signal, running jobs write their checkpoints and no others start; a second Ctrl-C stops at once. At
+    the end the table of results is printed and written. Raises: UsageError if no folder can be made.
     """
     parent = Path("multirun").resolve()
     folder = parent / _folder_name()
-    shutil.rmtree(folder, ignore_errors=True)  # of a process of the same number that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with the same pid
     try:
         folder.mkdir(parents=True)
         results = take_folder(parent)
@@ -206,12 +206,12 @@ def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
         shutil.rmtree(folder)
         if jobs:
             publish(jobs, complete=not stopped)
-        with suppress(OSError):  # not empty, as a rule; but the recipe may name another folder, or there were no jobs
+        with suppress(OSError):  # usually not empty; but the recipe may use another folder, or there were no jobs
             results.rmdir()
 
 
 def take_folder(parent: Path) -> Path:
-    """A new folder in `parent` named by the time, which no other sweep of the same second has. Raises: OSError."""
+    """Make a new folder in `parent` named by the time, unique even within the same second. Raises: OSError."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         path = parent / (stamp if number == 1 else f"{stamp}_{number}")

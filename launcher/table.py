@@ -1,4 +1,4 @@
-"""Tables: aligned text for a terminal or a log, CSV, Markdown."""
+"""Formats tables as aligned text for a terminal or a log, as CSV and as Markdown."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Rows = Sequence[Sequence[str]]
 
 
 def aligned(head: Sequence[str], rows: Rows) -> list[str]:
-    """One line a row, columns padded to their widest cell."""
+    """One line per row, columns padded to their widest cell."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
     return [line.rstrip() for line in lines]
 
 
 def csv_text(head: Sequence[str], rows: Rows) -> str:
-    """Comma-separated values, with a heading."""
+    """The table as CSV, with a heading."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
     return text.getvalue()
 
 
 def markdown(head: Sequence[str], rows: Rows) -> str:
-    """A table of Markdown."""
+    """The table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def print_table(head: Sequence[str], rows: Rows) -> None:
-    """Print it: with rules on a terminal, where rows whose state is not `done` are yellow; plain in a log."""
+    """Print the table: with rules on a terminal, rows whose state is not `done` in yellow; plain in a log."""
     if not sys.stdout.isatty():
         for line in ("", *aligned(head, rows)):
             print_rank0(line)
@@ -50,9 +50,9 @@ def print_table(head: Sequence[str], rows: Rows) -> None:
 
 
 def short_path(path: str | Path | None, base: Path | None = None) -> str:
-    """`path` relative to `base` (the current folder) where it is below it; empty for None."""
+    """`path` relative to `base` (default: the working directory) if it is inside; empty for None."""
     if path is None:
         return ""
     base = base or Path.cwd()
-    below = any(Path(path).is_relative_to(place) for place in (base, base.resolve()))
-    return os.path.relpath(path, base) if below else str(path)
+    inside = any(Path(path).is_relative_to(place) for place in (base, base.resolve()))
+    return os.path.relpath(path, base) if inside else str(path)

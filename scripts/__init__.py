@@ -1,1 +1,1 @@
-"""Commands for people: each runs as `python scripts/NAME.py` and is its arguments and one call."""
+"""Commands for users: each runs as `python scripts/NAME.py` and only parses arguments and calls one function."""

@@ -1,11 +1,11 @@
-"""Is fine-tuning worth more than a higher temperature? Runs of train_animal.py beside their base, sampled otherwise.
+"""Is fine-tuning worth more than a higher temperature? Compares runs of train_animal.py with their resampled base.
 
     python scripts/animal_report.py output/animal
     python scripts/animal_report.py output/recommended_0 output/tb_0 --out report
 
 Each seed's base is sampled with 16 pairs of temperature and top-p, and measured with the clusters of the runs. The
-table has the best of these points at which 95 % of the samples make sense and which lies at most 1 nat from the base;
-the picture has all of them.
+table has the best of these points with at least 95 % sensible samples and at most 1 nat from the base; the plot has all
+of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataset.arguments import script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps")
     parser.add_argument("--out", type=Path, default=Path("animal_report"), metavar="DIR", help="default: animal_report")

@@ -1,16 +1,16 @@
-"""Time our training step, evaluation and batches beside the published form of each.
+"""Time our training step, evaluation and batches against the published form of each.
 
     python scripts/bench.py                                     # on one CPU core, the whole table: 15 CPU minutes
     python scripts/bench.py --only 'training: mlp_t' --pairs 5
     python scripts/bench.py --device cuda --json bench.json     # on a GPU: steps, in two to three minutes
 
-The published form is TRM's and HRM's public code, written out literally: weights are cast at each call, metrics read at
-each step. Both sides take turns in one process; a ratio above 1 means that ours is faster.
+The published form is TRM's and HRM's public code, rewritten literally: weights are cast at each call, metrics are read
+at each step. Both sides alternate in one process; a ratio above 1 means that ours is faster.
 
-On a CPU the published form is eager, its optimizers go from parameter to parameter, and CPU time is what is read, since
-a machine may have other work. With --device cuda it is eager and under torch.compile, as it ships; ours is eager,
-compiled, and as one CUDA graph of the whole step. CUDA events are read, and a matrix product and a copy are timed in
-the same call: what the figures are percentages of.
+On a CPU the published form runs eagerly, its optimizers loop over parameters, and CPU time is measured, since a machine
+may have other work. With --device cuda it runs eagerly and under torch.compile, as published; ours runs eagerly,
+compiled, and as one CUDA graph of the whole step. Times are from CUDA events; a matrix product and a copy are timed in
+the same call, as the reference for percentages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from engine.errors import UsageError
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which table; default: cpu")
     parser.add_argument("--only", default="", metavar="TEXT", help="lines whose name contains it; default: all")
@@ -46,9 +46,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     gpu.add_argument("--seconds", type=positive, default=8, help="of timing for each row, about; default: 8")
     gpu.add_argument("--warm-up", type=positive, default=240, help="seconds; modes that take longer are omitted")
     args: argparse.Namespace = parser.parse_args(argv)
-    given = [f for f in ("modes", "seconds", "warm_up") if getattr(args, f) != parser.get_default(f)]
-    if args.device == "cpu" and given:
-        parser.error(f"--{given[0].replace('_', '-')} is for --device cuda")
+    gpu_options = [f for f in ("modes", "seconds", "warm_up") if getattr(args, f) != parser.get_default(f)]
+    if args.device == "cpu" and gpu_options:
+        parser.error(f"--{gpu_options[0].replace('_', '-')} is for --device cuda")
     return args
 
 
@@ -59,14 +59,14 @@ def report(args: argparse.Namespace) -> None:
 
     figures: dict[str, Any] = {"pairs": args.pairs, "threads": args.threads, "environment": describe_environment()}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        measured = on_gpu if args.device == "cuda" else on_cpu
-        figures["rows"] = list(measured(args, Path(folder), figures))
+        measure = on_gpu if args.device == "cuda" else on_cpu
+        figures["rows"] = list(measure(args, Path(folder), figures))
     if args.json is not None:
         write_json_result(args.json, figures)
 
 
 def on_cpu(args: argparse.Namespace, folder: Path, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The table of a CPU, row by row."""
+    """Print the table for a CPU; yield its rows."""
     import torch
 
     from tasks.recursive_reasoning.step_benchmark.measure import all_rows, names
@@ -84,7 +84,7 @@ def on_cpu(args: argparse.Namespace, folder: Path, figures: dict[str, Any]) -> I
 
 
 def on_gpu(args: argparse.Namespace, folder: Path, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The table of a GPU, row by row; `figures` takes what the device can do."""
+    """Print the table for a GPU; yield its rows. Adds the device's peak rates to `figures`."""
     from engine.device import choose_device
     from tasks.gpu_benchmark.processes import Settings, measured_rows
     from tasks.gpu_benchmark.rows import CASES
@@ -105,9 +105,9 @@ def on_gpu(args: argparse.Namespace, folder: Path, figures: dict[str, Any]) -> I
 
 
 def chosen(only: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that contain `only`. Raises: UsageError where none does."""
-    if found := [name for name in names if only in name]:
-        return found
+    """Those of `names` that contain `only`. Raises: UsageError if none does."""
+    if matches := [name for name in names if only in name]:
+        return matches
     raise UsageError(f"--only {only!r}: no line is named so; there are\n  " + "\n  ".join(names))
 
 

@@ -1,10 +1,10 @@
-"""Time what a checkpoint with a large puzzle table costs a run: waited for, and written beside the next steps.
+"""Time the cost of a checkpoint with a large puzzle table: written synchronously, and in the background.
 
     python scripts/bench_checkpoint.py                              # the table of ARC-AGI-1: 5 GB of memory, 8 of disk
     python scripts/bench_checkpoint.py --identifiers 20000 --rounds 2
 
-Both ways take turns in one run; what is printed is the median with the lowest and the highest, and the ratios of
-neighbours. The update of the table by its optimizer is timed too, beside a table of 1,000 rows.
+Both ways alternate in one run; printed are the median, minimum and maximum, and the ratios of adjacent measurements.
+The optimizer's update of the table is timed as well, and compared with a table of 1,000 rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("--identifiers", type=positive, default=876_406, help="rows of the table; default: 876406")
     parser.add_argument("--width", type=positive, default=512, help="of the model and the table; default: 512")

@@ -1,10 +1,10 @@
-"""Time both forms of applying a low-rank change over a grid of batch, length, width and rank, and what `auto` takes.
+"""Time both forms of applying a low-rank delta over a grid of batch, length, width and rank, and the choice of `auto`.
 
     python scripts/bench_feedback.py --threads 1                     # the whole grid: a minute or two
     python scripts/bench_feedback.py --threads 1 --json bench.json   # the figures as a file, too
 
-The forms are measured in turns, and the least time of each counts. The last lines say how much `auto` loses to the
-better form at most, and the peak memory of a training step with either form.
+The forms are measured alternately, and the shortest time of each counts. The last lines give the largest loss of `auto`
+against the better form, and the peak memory of a training step with either form.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("--threads", type=positive, default=1, help="of torch; default: 1, for which auto is fitted")
     parser.add_argument("--repeats", type=positive, default=5, help="turns of each form; default: 5")

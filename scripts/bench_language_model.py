@@ -1,11 +1,10 @@
-"""Time train.py's CPU recipe beside a literal nanoGPT-style loop: batches, training steps, whole runs.
+"""Time train.py's CPU recipe against a literal nanoGPT-style loop: batches, training steps, whole runs.
 
     python scripts/bench_language_model.py --data data/shakespeare_char                  # loading and steps: a minute
     python scripts/bench_language_model.py --data data/shakespeare_char --whole 2000     # whole runs too: ten minutes
 
-Both sides are measured in turns (A B A B ...) because machines drift; what is printed is the median of the ratios of
-neighbouring measurements, with the lowest and the highest. The baseline is
-tasks/language_model/nanogpt_baseline.py.
+Both sides are measured alternately (A B A B ...) because machines drift; printed are median, minimum and maximum of the
+ratios of adjacent measurements. The baseline is tasks/language_model/nanogpt_baseline.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="a data set of characters (65 of them or fewer)")
     parser.add_argument("--threads", type=positive, default=2, help="of torch, for both; default: 2")

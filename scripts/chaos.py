@@ -1,4 +1,4 @@
-"""Does a command survive? It meets seeded faults, is started again each time, and must end as one left alone does.
+"""Does a command survive? It meets seeded faults, is restarted each time, and must end like an undisturbed one.
 
     python scripts/chaos.py --faults 20 -- python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny \\
         device=cpu max_steps=12 epochs=4 checkpoint_interval=2 keep_last=3
@@ -6,10 +6,10 @@
     python scripts/chaos.py --ranks 2 --kinds rank term -- python train.py +debug=tiny_text device=cpu
     python scripts/chaos.py --kinds queue --from folder -- python scripts/run_jobs.py jobs.txt --failed
 
-Every attempt has a temporary working folder of its own, so paths in the command are relative to that; what the command
-needs there comes from --from. Metrics without wall-clock times, the last and the best checkpoint, and every other file
-are compared; a leftover file or a held lock counts too. docs/chaos.md has the kinds of faults. Exit code 1 where
-anything differs, or no fault came to pass.
+Every attempt has its own temporary working folder, to which paths in the command are relative; files that the command
+needs there come from --from. Metrics without wall-clock times, the last and the best checkpoint, and every other file
+are compared; a leftover file or a held lock counts too. docs/chaos.md lists the kinds of faults. The exit code is 1 if
+anything differs, or no fault struck.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from engine.errors import RunFailure, UsageError
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2. What follows `--` is the command."""
+    """Parse the command line; a bad one exits 2. The command follows `--`."""
     words = list(sys.argv[1:] if argv is None else argv)
     at = words.index("--") if "--" in words else len(words)
     parser = script_parser(__file__, __doc__)
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Plan, storm, print; the exit code."""
+    """Plan and run the storm, print its results; return the exit code."""
     from chaos.faults import plan
     from chaos.result import Clock, as_json, as_table
     from chaos.storm import Command, Storm
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         command = Command.of(args.command, args.ranks)
         if "queue" in args.kinds and not command.is_queue:
             raise UsageError(f"--kinds queue is for a runner of jobs, scripts/run_jobs.py, not for {command.script}")
-        attempts = plan(args.seed, args.faults, args.kinds or command.usual_kinds(), args.ranks)
+        attempts = plan(args.seed, args.faults, args.kinds or command.default_kinds(), args.ranks)
         if args.begin is not None and not args.begin.is_dir():
             raise UsageError(f"--from {args.begin}: there is no such folder")
         if args.plan:

@@ -1,11 +1,11 @@
-"""Has a change altered the numbers? The metrics of two runs, step by step, times left out.
+"""Has a change altered the numbers? Compares the metrics of two runs step by step, without times.
 
     python scripts/compare_losses.py checkpoints/p/before checkpoints/p/after --assert-equal
     python scripts/compare_losses.py checkpoints/p/a checkpoints/p/b --metrics loss grad_norm --tolerance 1e-5
     python scripts/compare_losses.py tests/fixtures/losses/cfg_pretrain_sudoku_4x4.jsonl new.jsonl
 
-A and B are runs, or files like their metrics.jsonl. The exit code is 1 with --assert-equal where anything differs,
-metrics or steps that only one of them has included.
+A and B are runs, or files like their metrics.jsonl. With --assert-equal the exit code is 1 if anything differs,
+including metrics or steps that only one of them has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.errors import UsageError
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("first", type=Path, metavar="A", help="a run, or a file of lines")
     parser.add_argument("second", type=Path, metavar="B", help="another one")
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compare, print; the exit code."""
+    """Compare and print; return the exit code."""
     from reports.losses import as_text, compare_losses, read_losses, same_file
 
     try:

@@ -1,11 +1,11 @@
-"""Any runs side by side on the terminal: how they stand, cells over seeds, settings that differ, final figures.
+"""Compare runs on the terminal: their state, cells averaged over seeds, settings that differ, final metrics.
 
     python scripts/compare_runs.py checkpoints/demo
     python scripts/compare_runs.py checkpoints/demo/trm_0 checkpoints/demo/hrm_0 --metric accuracy
     python scripts/compare_runs.py multirun/2026-11-21_09-00-00 --csv > runs.csv
 
-Runs, folders of them, folders of sweeps (-m) and job files. Differences are from the first cell, or from --baseline,
-paired by seed. scripts/report.py makes a page of it, with curves and pictures.
+Takes runs, folders of runs, folders of sweeps (-m) and job files. Differences are to the first cell, or to --baseline,
+paired by seed. scripts/report.py makes a page of them, with curves and pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reports.overview.arguments import add_run_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     add_run_arguments(parser)
     parser.add_argument(

@@ -1,12 +1,12 @@
-"""Checkpoints of others: import those of the public TRM and HRM code, write runs as they or the Hub want them.
+"""Convert checkpoints: import those of the public TRM and HRM code, export runs for that code or for the Hub.
 
     python scripts/convert.py import downloads/trm-maze checkpoints/imported/maze --data data/maze-30x30-hard-1k
     python scripts/evaluate.py checkpoints/imported/maze
     python scripts/convert.py export checkpoints/imported/maze exported/maze
     python scripts/convert.py pretrained checkpoints/demo/sudoku_4x4 published/sudoku_4x4
 
-An import takes sizes from the shapes of the tensors and the rest from all_config.yaml beside them. Where they
-contradict each other, every tensor is listed with both shapes and nothing is written.
+An import takes sizes from the shapes of the tensors and everything else from all_config.yaml in the same folder. If
+they contradict each other, all mismatching tensors are listed with both shapes, and nothing is written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reports.model_card import add_card_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument(
         "action",
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Import or write."""
+    """Import or export."""
     from tasks.recursive_reasoning.pretrained import write_pretrained
     from tasks.recursive_reasoning.public.convert import export_run, import_run
     from verification.static import run_verdict

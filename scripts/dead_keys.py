@@ -1,13 +1,13 @@
-"""Does every key do something? Each key of a recipe's tiny instance gets another value; what changes is shown.
+"""Does every key have an effect? Changes each key of a recipe's tiny instance, and shows what differs.
 
     python scripts/dead_keys.py                                  # one recipe for each script and kind of model
     python scripts/dead_keys.py cfg_pretrain cfg_train_cpu --verbose
     python scripts/dead_keys.py --all
 
-Shapes, data order, schedule, optimizer, outputs, gradient, weights after three steps, averages, evaluation. A key for
-which nothing differs is DEAD and the exit code 1, unless its field declares when it does nothing or a reason is listed
-in verification/flips.py; so is one for which no other value could be built, or whose code fails with another value.
-What was found is remembered until the code changes; at first it takes 5 to 10 s a recipe.
+Compares shapes, data order, schedule, optimizer, outputs, gradient, weights after three steps, averages, evaluation. A
+key without any difference is DEAD, and the exit code 1, unless its field declares when it has no effect or a reason is
+listed in verification/flips.py; so is a key for which no other value could be built, or whose code fails with another
+value. Results are cached until the code changes; the first time takes 5 to 10 s per recipe.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from engine.registry import ROOT
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of recipes, such as cfg_pretrain")
     parser.add_argument("--all", action="store_true", help="every recipe")
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Path]:
-    """The files of the recipes asked for. Raises: UsageError for one that is not there."""
+    """The files of the chosen recipes. Raises: UsageError for one that does not exist."""
     from verification.flips import first_recipes
     from verification.static import recipes
 
@@ -54,7 +54,7 @@ def chosen(args: argparse.Namespace) -> list[Path]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Flip, print; the exit code."""
+    """Check the keys and print; return the exit code."""
     from verification.flips import as_table, counts, flips_of
 
     failed = False

@@ -1,11 +1,11 @@
-"""What this machine has for training, and what it lacks; the text is what to paste into a bug report.
+"""Report what this machine has for training and what it lacks; paste the output into bug reports.
 
     python scripts/doctor.py
     python scripts/doctor.py --quick            # leaves out torch.compile, which takes seconds to try
     python scripts/doctor.py --json > doctor.json
 
-Versions, device and dtype, attention kernels, compiler, disk, data sets, extras. It runs where nothing is installed
-yet. Exit code 0: nothing is missing that a run needs; 1: the lines PROBLEM at the end say what.
+Versions, device and dtype, attention kernels, compiler, disk, data sets, extras. It runs even if nothing is installed
+yet. Exit code 0: a run has everything it needs; 1: the PROBLEM lines at the end say what is missing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
-    # not dataset.arguments, which needs packages that may be what is missing
+    """Parse the command line; a bad one exits 2."""
+    # not dataset.arguments, which needs packages that may be missing
     parser = argparse.ArgumentParser(
         prog="doctor.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Examine, print; the exit code."""
+    """Examine the machine and print; return the exit code."""
     from reports.machine.doctor import as_json, as_text, examine
 
     facts = examine(compiler=not args.quick)

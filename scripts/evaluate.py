@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: accuracy after every ACT step, with 95 % intervals; of train.py: losses and bits per byte.
+"""Evaluate a checkpoint: accuracy after every ACT step with 95 % intervals; for train.py, losses and bits per byte.
 
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
@@ -9,8 +9,8 @@
     python scripts/evaluate.py out/shakespeare --data more                           # a data set of the same tokenizer
     python scripts/evaluate.py diversity_model                                       # of train_animal.py
 
-Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
-Options on ACT steps, rollouts, examples and splits are for runs of pretrain.py; `--steps` of a hypernetwork are passes.
+Without further arguments it repeats the evaluation at the end of the run: same examples, weights and numbers. Options
+on ACT steps, rollouts, examples and splits are for runs of pretrain.py; for a hypernetwork `--steps` are passes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tasks.loading import add_run_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     add_run_arguments(parser)
     parser.add_argument(
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Evaluate as the family that wrote the checkpoint does, or as any family."""
+    """Evaluate with the function of the family that wrote the checkpoint, else the common one."""
     from engine.registry import family_of
     from engine.run.load_run import find_checkpoint
     from reports.output import check_json_target

@@ -4,9 +4,9 @@
     python exported/sudoku_4x4/evaluate.py data/sudoku-4x4           # needs numpy and onnxruntime alone
     python scripts/export.py out/shakespeare --format export --out exported/shakespeare
 
-Of a recursive model (pretrain.py) the graph is one ACT step: cells and state in, next state, logits and halting out.
-Of a language model (train.py) it takes tokens and gives logits. Before the folder appears, the graph that was written
-is held against the model.
+For a recursive model (pretrain.py) the graph is one ACT step: cells and state in, next state, logits and halting out.
+For a language model (train.py) it maps tokens to logits. Before the folder is created, the written graph is checked
+against the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from reports.model_card import add_card_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument(
         "checkpoint", type=Path, help="a run directory (its latest checkpoint) or one of its checkpoints"

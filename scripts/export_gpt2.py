@@ -1,11 +1,11 @@
-"""Write a model of train.py as a GPT-2 in transformers' format, for peft, train_animal.py and whatever reads those.
+"""Export a model of train.py as a GPT-2 in transformers' format, for peft, train_animal.py and other readers.
 
     python scripts/export_gpt2.py out/shakespeare exported/shakespeare
     python -c "from transformers import GPT2LMHeadModel as M; M.from_pretrained('exported/shakespeare')"
 
-The folder gets config.json, model.safetensors, a model card (README.md), and a tokenizer where transformers can express
-it. Logits are the same to float32 rounding. Only what GPT-2 is can be exported: arch=gpt or arch=gpt2 with other sizes,
-biases or activation.
+The folder gets config.json, model.safetensors, a model card (README.md), and a tokenizer if transformers can express
+it. Logits are equal up to float32 rounding. Only GPT-2 models can be exported: arch=gpt or arch=gpt2, also with other
+sizes, biases or activation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reports.model_card import add_card_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")

@@ -1,11 +1,11 @@
-"""Train the small comparison of docs/results/feedback.md, and report on it: about 30 CPU minutes.
+"""Train the small comparison of docs/results/feedback.md and report on it: about 30 CPU minutes.
 
     python scripts/feedback_comparison.py                      # three seeds, one run after the other
     python scripts/feedback_comparison.py --seeds 1 --jobs 2
     python scripts/feedback_comparison.py --base-steps 5000 --steps 2000 --out .out/longer
 
-Bases, then what is trained on them, from two job files in the folder of the comparison (scripts/run_jobs.py shows and
-runs them, too). Stopped, it continues with the same command. Data that are not in data/ have stand-ins.
+Trains the bases, then the adapters on them, from two job files in the comparison's folder (scripts/run_jobs.py can show
+and run them, too). After a stop the same command continues. Data that are not in data/ are replaced by stand-ins.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tasks.feedback.feedback_report.plan import Sizes, write_plan
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     sizes = Sizes()
     parser = script_parser(__file__, __doc__)
     add = parser.add_argument

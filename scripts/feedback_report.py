@@ -1,11 +1,11 @@
-"""What feedback is worth: runs of the feedback scripts by cell and seed, hypernetworks against static LoRAs.
+"""What is feedback worth? Compares runs of the feedback scripts by cell and seed, hypernetworks with static LoRAs.
 
     python scripts/feedback_report.py .out
     python scripts/feedback_report.py .out/gsm8k --out report
 
-Runs, folders of runs and folders of sweeps (-m) are sorted into cells by what differs in their configs. Losses are
-those of each run's last evaluation on the data's held-out split: with parameters and operations, after each pass, under
-the deltas of other rows, and for cells that differ in one thing.
+Runs, folders of runs and folders of sweeps (-m) are grouped into cells by the differences of their configs. Losses are
+from each run's last evaluation on the held-out split: with parameters and FLOPs, after each pass, with the deltas of
+other rows, and for cells that differ in one setting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataset.arguments import script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps")
     parser.add_argument(
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Find, compare, print, write."""
+    """Write the report."""
     from tasks.feedback.feedback_report.report import write_feedback_report
 
     write_feedback_report(args)

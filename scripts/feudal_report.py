@@ -1,12 +1,12 @@
-"""What a manager is worth: runs of HRM with and without one, by cell and seed; are its goals followed, and of use?
+"""What is a manager worth? Compares runs of HRM with and without one, by cell and seed; are its goals used?
 
     python scripts/feudal_report.py checkpoints/feudal
     python scripts/feudal_report.py checkpoints/feudal --metric accuracy --out report
     python scripts/feudal_report.py multirun/2026-11-21_09-00-00 --no-interventions
 
-Runs, folders of runs and folders of sweeps (-m) are sorted into cells by what differs in their configs. Scores are
-those of each run's final evaluation on held-out examples. Then every run with a head is evaluated again with its goals
-as they are, taken away, exchanged between examples, random, held to the end and averaged; its folder remembers that.
+Runs, folders of runs and folders of sweeps (-m) are grouped into cells by the differences of their configs. Scores are
+from each run's final evaluation on held-out examples. Then every run with a head is evaluated again with its goals
+unchanged, removed, swapped between examples, random, frozen and averaged; the results are cached in its folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METRICS = ("exact_accuracy", "accuracy")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps")
     parser.add_argument(
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Find, compare, measure, print, write."""
+    """Write the report."""
     from tasks.recursive_reasoning.feudal_report.report import write_feudal_report
 
     write_feudal_report(args)

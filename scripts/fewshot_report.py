@@ -1,12 +1,12 @@
-"""What a few-shot run has learned: its evaluation by way of answering, by family of tasks, by steps of the search.
+"""What has a few-shot run learned? Its evaluation by answering method, family of tasks and search steps.
 
     python scripts/fewshot_report.py checkpoints/pretrain_etrm/RUN
     python scripts/fewshot_report.py checkpoints/pretrain_etrm/RUN --step 3000 --out report
     python scripts/fewshot_report.py checkpoints/etrm-overfit --encoders
 
-It reads what arc@ARC, arc_controls@ARCControls, arc_search@ARCLatentSearch and arc_adapt@ARCTestTimeTraining left in
-the run's evaluations/, and writes tables (Markdown, CSV) and, of a search with several budgets, the curve. With
---encoders it compares what the training of all runs in a folder learned, and their sizes.
+It reads the files that arc@ARC, arc_controls@ARCControls, arc_search@ARCLatentSearch and arc_adapt@ARCTestTimeTraining
+wrote to the run's evaluations/, and writes tables (Markdown, CSV) and, for a search with several budgets, a curve. With
+--encoders it compares the training results and sizes of all runs in a folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("run", type=Path, help="a run directory, with --encoders a folder of them")
     parser.add_argument("--encoders", action="store_true", help="compare the training of all runs in the folder")
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, print, write."""
+    """Write the report."""
     if args.encoders:
         from tasks.etrm.encoder_report import write_encoder_report
 

@@ -6,7 +6,7 @@
     python scripts/launch.py --to skypilot --ranks 8 --accelerator H100 --spot trm:sudoku_extreme_mlp
     python scripts/launch.py --to slurm --dry-run trm:sudoku_4x4        # exactly what would be submitted
 
-The command is reviewed first, by the rules of a launch (verify_path.py), and refused where one fails.
+The command is verified first, by the rules of a launch (verify_path.py), and refused if one fails.
 Exit code: 0 done or submitted, 1 failed, 2 unusable, 3 stopped and saved: the same command resumes. docs/launching.md.
 """
 
@@ -26,14 +26,14 @@ if __name__ == "__main__":
 
 from dataset.arguments import positive, script_parser, whole
 from engine.errors import UsageError
-from launcher.destination import DESTINATIONS, bucket, gigabytes, meeting_point, minutes, order_of, queue_name
+from launcher.destination import DESTINATIONS, bucket, gigabytes, meeting_point, minutes, queue_name, spec_of
 from launcher.launching import launch
 from launcher.slurm import parameter
 from verification.submission import review
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2. `command` is what follows `--`."""
+    """Parse the command line; a bad one exits 2. `command` holds the words after `--`."""
     words = list(sys.argv[1:] if argv is None else argv)
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = script_parser(__file__, __doc__)
@@ -86,19 +86,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked. Raises: UsageError."""
-    order = order_of(args)
+    """Verify and launch; return the exit code. Raises: UsageError."""
+    spec = spec_of(args)
     if args.out is not None:
         from reports.output import check_place
 
         check_place(args.out, example="task.sky.yaml")
     if not args.no_verify:
-        review(order, args.to, lambda line: print(line, file=sys.stderr))
-    return launch(order, args.to, dry=args.dry_run)
+        review(spec, args.to, lambda line: print(line, file=sys.stderr))
+    return launch(spec, args.to, dry=args.dry_run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code; errors are one line."""
+    """Return the exit code; errors are printed in one line."""
     try:
         return run(parse(argv))
     except UsageError as error:

@@ -41,7 +41,7 @@ from launcher.grid import job_lines, load, write
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("grid", type=Path, help="a YAML file, as below")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the job file to write; default: print")
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code; errors are one line."""
+    """Return the exit code; errors are printed in one line."""
     args = parse(argv)
     try:
         lines, count = job_lines(load(args.grid))

@@ -9,8 +9,8 @@ A run of pretrain_etrm.py is shown the demonstrations, and nothing is fitted.
     python scripts/predict.py checkpoints/pretrain_etrm/RUN data/few-shot-6x6/tasks/evaluation/bordered_e0002.json
 
 The task is a JSON file, {"train": [{"input": grid, "output": grid}, ...], "test": [{"input": grid}, ...]}. Grids are
-printed, and written as JSON and PNG. Fitting is test-time training, protocol class (ii), showing is class (i), unless
-the run was trained on the task, which is looked up in its data; the class stands with every result.
+printed, and written as JSON and PNG. Fitting is test-time training, protocol class (ii), and showing is class (i),
+unless the run was trained on the task, which is looked up in its data; every result states its class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dataset.arguments import positive, script_parser, whole
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
     parser.add_argument("task", type=Path, help="a JSON file with one task")
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Predict as the family that wrote the checkpoint does, then print and draw."""
+    """Predict with the function of the family that wrote the checkpoint, then print and draw."""
     from engine.run.load_run import family_function
     from viewer.output import check_record, show_prediction
 

@@ -1,13 +1,13 @@
-"""Any runs side by side on one HTML page, which loads nothing and opens from disk.
+"""Compare runs on one self-contained HTML page, which opens from disk.
 
     python scripts/report.py checkpoints/demo
     python scripts/report.py checkpoints/demo/trm_0 checkpoints/demo/hrm_0 --metric accuracy --out trm_hrm.html
     python scripts/report.py multirun/2026-11-21_09-00-00 --curves train/loss 'eval/.*accuracy'
     python scripts/report.py jobs-trm.txt
 
-Runs, folders of them, folders of sweeps (-m) and job files: curves, settings that differ, speed, samples and pictures
-of thinking, data cards, verification, and cells compared over seeds. Runs that are not finished are shown as far as
-they are. Pictures in a run are shown; a recursive model whose run has none is drawn thinking, on the CPU.
+Takes runs, folders of runs, folders of sweeps (-m) and job files; shows curves, settings that differ, speed, samples
+and pictures of thinking, data cards, verification, and cells compared over seeds. Unfinished runs are shown up to their
+current step. Pictures in a run are shown; for a recursive model without any, they are drawn on the CPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from reports.overview.arguments import add_run_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     add_run_arguments(parser)
     parser.add_argument(
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, verify, draw, write."""
+    """Write the page."""
     from launcher.status import expand_places
     from reports.output import check_own, write_page
     from reports.overview.collect import collect

@@ -2,14 +2,14 @@
 
     python scripts/run_jobs.py jobs-trm.txt                          # every [ ] line, from the top
     python scripts/run_jobs.py jobs-trm.txt --dry-run                # what it would do
-    python scripts/run_jobs.py jobs-trm.txt --status                 # where everything stands
+    python scripts/run_jobs.py jobs-trm.txt --status                 # the state of every job
     python scripts/run_jobs.py jobs-trm.txt --only sudoku_4x4 --retries 2
     python scripts/run_jobs.py jobs-trm.txt --gpus 0,1,2,3 --jobs 4  # four at a time, each with as many GPUs as ranks
     python scripts/run_jobs.py jobs-trm.txt --launcher slurm --slurm timeout_min=720 --slurm slurm_partition=gpu
 
-Marks: [ ] to do, [-] running, [x] done, [!] failed. Ctrl-C or SIGTERM lets the running jobs write a checkpoint and puts
-their marks back to [ ]; the next runner resumes them. A runner that was killed leaves nothing to repair.
-Commands run from the current folder (--cwd), without a shell. Exit code: 0 done, 1 a job failed, 2 unusable, 3 stopped.
+Marks: [ ] to do, [-] running, [x] done, [!] failed. On Ctrl-C or SIGTERM the running jobs write a checkpoint and are
+marked [ ] again; the next runner resumes them. A killed runner leaves nothing to repair.
+Commands run in the current folder (--cwd), without a shell. Exit code: 0 done, 1 a job failed, 2 unusable, 3 stopped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     add = parser.add_argument
     add("jobfile", help="a path, or the bare name of a file in jobs/")
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def options_of(args: argparse.Namespace, ledger: Ledger) -> Options:
-    """Raises: UsageError for what the parser cannot know to be unusable."""
+    """The runner's options. Raises: UsageError for values that the parser cannot check."""
     cwd = Path(os.path.abspath(args.cwd))
     if not cwd.is_dir():
         raise UsageError(f"--cwd={args.cwd}: there is no such folder")
@@ -75,7 +75,7 @@ def options_of(args: argparse.Namespace, ledger: Ledger) -> Options:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked. Raises: UsageError."""
+    """Run the jobs, or print what was asked for; return the exit code. Raises: UsageError."""
     ledger = Ledger(find(args.jobfile, (".", ROOT)))
     options = options_of(args, ledger)
     check_only(ledger, options)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code; errors are one line."""
+    """Return the exit code; errors are printed in one line."""
     try:
         return run(parse(argv))
     except UsageError as error:

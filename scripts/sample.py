@@ -1,13 +1,13 @@
-"""Write text with a model of train.py, of a feedback script, or of train_animal.py.
+"""Generate text with a model of train.py, of a feedback script, or of train_animal.py.
 
     python scripts/sample.py out/shakespeare                                  # one sample from a newline
     python scripts/sample.py out/shakespeare --prompt "ROMEO:" --max-new-tokens 300 --top-k 1 5 200
     python scripts/sample.py out/shakespeare --prompt FILE:start.txt --temperature 0.7 --min-p 0.05 --num-samples 3
     python scripts/sample.py diversity_model                                  # eight completions of the run's prompt
 
-It takes the best checkpoint of a run (--checkpoint latest: the newest) and its averaged weights where there are such.
-Several values of --top-k give a sample each; the same --seed gives the same text on every machine. A run of
-train_animal.py is sampled as it was trained: its own prompt and length, temperature 1, all tokens.
+It uses the best checkpoint of a run (--checkpoint latest: the newest) and its averaged weights if there are any.
+Several values of --top-k give one sample each; the same --seed gives the same text on every machine. A run of
+train_animal.py is sampled as in training: its own prompt and length, temperature 1, all tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     parser.add_argument("run", type=Path, help="a run directory, or one of its checkpoints")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")

@@ -6,8 +6,8 @@
     python scripts/speedrun.py lm-5min --dry-run       # the commands, nothing is run
     python scripts/speedrun.py sudoku-4x4-cpu --seeds 0 1 2 3 4 --set lr=0.04
 
-Each seed is one plain launch; the runs stay in --out. Seconds are those of training steps: start, evaluations and
-checkpoints do not count. Where checkpoints are looked through for a target, that happens after the run.
+Each seed is one plain launch; the runs stay in --out. Only seconds of training steps count, not start-up, evaluations
+or checkpoints. If checkpoints are searched for a target, that happens after the run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OWN = {"seed": "--seeds", "run_dir": "--out"}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     add = parser.add_argument
     add("track", choices=sorted(TRACKS), help="what is run")

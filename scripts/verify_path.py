@@ -1,4 +1,4 @@
-"""Review the training path of a job, a recipe, a command or a finished run.
+"""Verify the training path of a job, a recipe, a command or a finished run.
 
     python scripts/verify_path.py jobs-trm.txt                          # every job of a file
     python scripts/verify_path.py jobs-trm.txt --job sudoku_4x4         # one of them
@@ -7,8 +7,8 @@
     python scripts/verify_path.py --script pretrain.py --config-name cfg_pretrain lr=1e-3
     python scripts/verify_path.py --checkpoint checkpoints/demo/sudoku_4x4
 
-The rules judge names and values, the probes a tiny instance of each config; --static leaves the probes out, --dynamic
-adds the deeper ones, --data reads the data sets.
+Rules check names and values, probes run a tiny instance of each config; --static omits the probes, --dynamic adds the
+deeper ones, --data reads the data sets.
 Exit 0: nothing failed; 1: something did; 2: the command cannot be used.
 """
 
@@ -35,7 +35,7 @@ from verification.static import verify_all, verify_command, verify_file, verify_
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments; `command` is what follows `--`, `overrides` what follows --script."""
+    """Parse the arguments; `command` holds the words after `--`, `overrides` those after --script."""
     argv, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = OneLineParser(
         prog="verify_path.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def collect(options: argparse.Namespace, root: Path) -> list[Report]:
-    """The reports that the arguments ask for. Raises UsageError."""
+    """The reports that the arguments select. Raises: UsageError."""
     how = {
         "with_data": options.data,
         "local_data": not options.markdown,
@@ -99,7 +99,7 @@ def collect(options: argparse.Namespace, root: Path) -> list[Report]:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Raises: UsageError where it cannot be written."""
+    """Write a file. Raises: UsageError if it cannot be written."""
     try:
         atomic_write_text(path, text)
     except OSError as error:
@@ -107,7 +107,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def page(reports: list[Report], out: Path, check: bool, summary: bool) -> bool:
-    """Write the Markdown page; with `check` only report whether it is what would be written, whole or as a summary."""
+    """Write the Markdown page (whole or as a summary); with `check` only return whether it is up to date."""
     if not check:
         write_file(out, form.summary(reports) if summary else form.markdown(reports))
         return True
@@ -118,7 +118,7 @@ def page(reports: list[Report], out: Path, check: bool, summary: bool) -> bool:
 
 
 def run(argv: list[str]) -> int:
-    """The exit code. Raises UsageError."""
+    """Verify and print; return the exit code. Raises: UsageError."""
     options = parse(argv)
     root = options.root.resolve()
     if not (root / "config").is_dir():
@@ -141,7 +141,7 @@ def run(argv: list[str]) -> int:
 
 
 def main() -> int:
-    """The exit code; errors are one line."""
+    """Return the exit code; errors are printed in one line."""
     try:
         return run(sys.argv[1:])
     except UsageError as error:

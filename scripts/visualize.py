@@ -43,7 +43,7 @@ PRINTED = 8
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2."""
+    """Parse the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
     add_run_arguments(parser)
     which = parser.add_mutually_exclusive_group()
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Think, print or step through, draw; or draw the tasks of a stored evaluation."""
+    """Run the model and print, step through or draw its answers; or draw the tasks of a stored evaluation."""
     if args.checkpoint.suffix == ".json":
         draw_record(args)
         return

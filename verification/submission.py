@@ -6,20 +6,20 @@ import shlex
 from collections.abc import Callable
 
 from engine.registry import ROOT
-from launcher.destination import Order
+from launcher.destination import LaunchSpec
 from verification.preflight import enforce
 from verification.static import verify_command
 
 
-def review(order: Order, to: str, emit: Callable[[str], None]) -> None:
+def review(spec: LaunchSpec, to: str, emit: Callable[[str], None]) -> None:
     """The rules of a launch, on the command with its ranks. Raises: UsageError where one fails."""
-    job, words = order.job, order.words(to)
-    script = order.script(words)
+    job, words = spec.job, spec.words(to)
+    script = spec.script(words)
     if script is None:
         emit(f"note: nothing to review: {shlex.join(words)[:80]} launches nothing of ours")
         return
-    where = str(order.ledger.path) if order.ledger else ""
-    intent = job.intent if order.ledger else None
+    where = str(spec.ledger.path) if spec.ledger else ""
+    intent = job.intent if spec.ledger else None
     request = {"job": job.id, "intent": intent, "where": where, "line": job.line_number}
     report = verify_command([script.get(word, word) for word in words], root=ROOT, probes=False, **request)
     level = (report.subject.resolved or {}).get("verify", "strict")

@@ -33,7 +33,9 @@ def storm(script: str, faults: int, seed: int, kinds: list[str], ranks: int, out
     clock, reports = Clock(), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         made = begin(script, Path(folder) / "begin") if "data" not in kinds else None
-        for report in Storm(command, Path(folder), made).run(plan(seed, faults, kinds or command.usual_kinds(), ranks)):
+        for report in Storm(command, Path(folder), made).run(
+            plan(seed, faults, kinds or command.default_kinds(), ranks)
+        ):
             reports.append(report)
             for problem in report.problems:
                 print(f"attempt {report.number}, {'; '.join(map(str, report.faults))}: {problem}", flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from chaos.inject import Order, Strike
+from chaos.inject import Injection, Strike
 from chaos.storm import Command
 from reports.losses import compare_losses, read_losses
 from tasks.recursive_reasoning.task import RecursiveReasoningTask
@@ -47,7 +47,7 @@ def launch(folder: Path, ranks: int, kill: Strike | None = None) -> tuple[list[i
     place, notes = folder / "place", folder / f"notes-{ranks}"
     notes.mkdir()
     (folder / "drawn.jsonl").unlink(missing_ok=True)
-    order = Order(str(place), str(notes), [kill] if kill else [])
+    order = Injection(str(place), str(notes), [kill] if kill else [])
     command = Command.of(["python", "pretrain.py", *WORDS], ranks)
     outcomes = command.launch(place, {rank: replace(order, rank=rank) for rank in range(ranks)})
     assert (folder / "drawn.jsonl").exists(), outcomes[0].output

@@ -13,16 +13,18 @@ import pytest
 import chaos.child
 import chaos.storm
 from chaos.child import Child
-from chaos.faults import KINDS, USUAL, plan
+from chaos.faults import KINDS, SINGLE_PROCESS, plan
 from chaos.storm import Command
 from engine.errors import UsageError
 from scripts.chaos import main, parse
 
 
 def test_the_same_seed_is_the_same_plan() -> None:
-    assert plan(3, 50, USUAL) == plan(3, 50, USUAL)
-    assert plan(3, 50, USUAL) != plan(4, 50, USUAL)
-    assert Counter(fault.kind for attempt in plan(3, 60, USUAL) for fault in attempt.faults) == dict.fromkeys(USUAL, 10)
+    assert plan(3, 50, SINGLE_PROCESS) == plan(3, 50, SINGLE_PROCESS)
+    assert plan(3, 50, SINGLE_PROCESS) != plan(4, 50, SINGLE_PROCESS)
+    assert Counter(fault.kind for attempt in plan(3, 60, SINGLE_PROCESS) for fault in attempt.faults) == dict.fromkeys(
+        SINGLE_PROCESS, 10
+    )
 
 
 def test_faults_come_in_the_order_of_the_steps() -> None:
@@ -56,9 +58,9 @@ def test_what_cannot_be_planned_is_refused() -> None:
 
 
 def test_the_kinds_that_suit_a_command() -> None:
-    assert Command.of(["python", "pretrain.py"]).usual_kinds() == USUAL
-    assert Command.of(["python", "train.py", "seed=1"], ranks=2).usual_kinds() == (*USUAL, "rank")
-    assert Command.of(["python", "scripts/run_jobs.py", "x"]).usual_kinds() == ("queue",)
+    assert Command.of(["python", "pretrain.py"]).default_kinds() == SINGLE_PROCESS
+    assert Command.of(["python", "train.py", "seed=1"], ranks=2).default_kinds() == (*SINGLE_PROCESS, "rank")
+    assert Command.of(["python", "scripts/run_jobs.py", "x"]).default_kinds() == ("queue",)
 
 
 def test_the_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:

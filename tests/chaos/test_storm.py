@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import engine.loop.trainer
-from chaos.faults import USUAL, Attempt, Fault, plan
+from chaos.faults import SINGLE_PROCESS, Attempt, Fault, plan
 from chaos.state import differences, state_of
 from chaos.storm import Command, Report, Storm
 from tests.chaos.commands import COMMANDS, begin
@@ -136,7 +136,7 @@ def test_the_script(tmp_path: Path, storm: Storm) -> None:
 def test_a_seeded_storm_leaves_no_trace(tmp_path: Path, script: str) -> None:
     beside = ["checkpoint_background=true"] if script == "train" else []  # saves in a thread
     command = Command.of(["python", f"{script}.py", *COMMANDS[script].split(), *beside])
-    reports = list(Storm(command, tmp_path, begin(script, tmp_path / "begin")).run(plan(7, 8, USUAL)))
+    reports = list(Storm(command, tmp_path, begin(script, tmp_path / "begin")).run(plan(7, 8, SINGLE_PROCESS)))
     assert [problem for report in reports for problem in report.problems] == []
     assert sum(sum(report.struck) for report in reports) >= 6
 
