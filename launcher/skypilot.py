@@ -75,7 +75,7 @@ def check(description: dict[str, Any]) -> str:
     try:
         from sky.utils import common_utils, schemas
     except ImportError:
-        return "not held against SkyPilot's schema: pip install -e '.[cloud]', in an environment without wandb"
+        return "not checked against SkyPilot's schema: pip install -e '.[cloud]', in an environment without wandb"
     parts = [
         (description, schemas.get_task_schema(), "task"),
         (description["resources"], schemas.get_resources_schema(), "resources"),

@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
             own.error(f"after -- give the whole command, python SCRIPT.py ...{' and no --entry' * bool(args.entry)}")
         args.entry, rest = command.script, [*rest, *command.arguments]
     if rest and rest[0] == words[0] and not rest[0].startswith(("-", "+", "~")) and "=" not in rest[0]:
-        own.error(f"unexpected word {rest[0]!r}: a config is --config-name=..., and behind -- stands a whole command")
+        own.error(f"unexpected word {rest[0]!r}: a config is --config-name=..., and -- precedes a whole command")
     if {"-m", "--multirun"} & set(rest):
         own.error("-m starts several jobs: estimate one of them")
     if answer := next((word for word in rest if word.partition("=")[0] in ANSWERS), None):
