@@ -44,9 +44,9 @@ def runs_in(place: Path) -> list[Path]:
     return sorted(file.parent for file in place.rglob("identity.json") if not file.is_symlink())
 
 
-def finished(place: Path, whole: Path) -> bool:
-    """Whether all runs of `whole` are completed in `place` too: the same command would start a new run."""
-    runs = [place / run.relative_to(whole) for run in runs_in(whole)]
+def finished(place: Path, reference: Path) -> bool:
+    """Whether all runs of `reference` are completed in `place` too: the same command would start a new run."""
+    runs = [place / run.relative_to(reference) for run in runs_in(reference)]
     return bool(runs) and all(is_finished(run) for run in runs)
 
 
@@ -147,9 +147,9 @@ def _is_held(path: Path) -> bool:
 
 
 def differences(
-    expected: dict[str, Any], actual: dict[str, Any], whole: Path, place: Path, *, with_best: bool = True
+    expected: dict[str, Any], actual: dict[str, Any], reference: Path, place: Path, *, with_best: bool = True
 ) -> list[str]:
-    """A line for each part in which the folder `place` (`actual`) differs from the undisturbed `whole` (`expected`).
+    """A line for each part in which the folder `place` (`actual`) differs from the undisturbed one (`expected`).
 
     Without `with_best`: a save that failed on a full disk may have been the best one, or one that a link names (the end
     of an epoch); its weights are lost, and so is an evaluation's report at that step.
@@ -161,7 +161,7 @@ def differences(
         if ours == theirs or (not with_best and run and name.partition("/")[0] in LOST_ON_FULL_DISK):
             continue
         if name == "metrics.jsonl" and ours and theirs:
-            lines.append(f"{part}: {_metrics(whole / run, place / run)}")
+            lines.append(f"{part}: {_metrics(reference / run, place / run)}")
         elif isinstance(ours, str) and len(ours) == 64:
             lines.append(f"{part}: {'other bytes' if theirs else 'is not there'}")
         elif (
@@ -176,9 +176,9 @@ def differences(
     return lines
 
 
-def _metrics(whole: Path, place: Path) -> str:
+def _metrics(reference: Path, place: Path) -> str:
     try:
-        differing, _ = compare_losses(read_losses(whole), read_losses(place))
+        differing, _ = compare_losses(read_losses(reference), read_losses(place))
     except (OSError, ValueError, Unreadable) as error:
         return str(error)
     if not differing:

@@ -129,7 +129,7 @@ class Storm:
 
     def __init__(self, command: Command, scratch: Path, begin: Path | None = None) -> None:
         self.command, self.scratch, self.begin = command, scratch, begin
-        self.whole, self.notes, self.steps = scratch / "whole", scratch / "notes", 0
+        self.reference, self.notes, self.steps = scratch / "reference", scratch / "notes", 0
         self.expected: dict[str, Any] = {}
 
     def undisturbed(self) -> None:
@@ -146,7 +146,7 @@ class Storm:
             modules.write_text("\n".join(name for name in list(sys.modules) if name != "__main__"))
 
         outcomes = self.command.launch(place, {0: injection}, job=job, after=store_modules)
-        place.rename(self.whole)  # made in the same place as the others: a run stores its working folder
+        place.rename(self.reference)  # made in the same place as the others: a run stores its working folder
         if failed := [each for each in outcomes if each.code]:
             kind = UsageError if failed[0].code == UsageError.exit_code else RunFailure
             raise kind(f"without any fault the command ends with {failed[0].code}: {failed[0].last}")
@@ -154,7 +154,7 @@ class Storm:
             import_all(modules.read_text().split("\n"))
         steps = self.notes / "steps"
         self.steps = int(steps.read_text()) if steps.exists() else 0
-        self.expected = state_of(self.whole)
+        self.expected = state_of(self.reference)
         if bad := [f"{part} {self.expected[part]}" for part in ("leftovers", "locks held") if self.expected[part]]:
             raise RunFailure(f"without any fault the command leaves behind {bad[0]}")
 
@@ -181,7 +181,7 @@ class Storm:
                 return report
             rest = rest[len(now) :]
             ended_well = all(outcome.code == 0 for outcome in outcomes)
-            if ended_well or (not self.command.is_queue and finished(place, self.whole)):
+            if ended_well or (not self.command.is_queue and finished(place, self.reference)):
                 break
             if not now:
                 report.problems.append(f"the same command ends with {outcomes[0].code}: {outcomes[0].last}")
@@ -191,7 +191,7 @@ class Storm:
                 report.struck[number] = _damage(place, fault)
                 damaged = damaged or report.struck[number]
         full = any(struck and fault.kind == "disk" for struck, fault in zip(report.struck, report.faults, strict=True))
-        report.problems += differences(self.expected, state_of(place), self.whole, place, with_best=not full)
+        report.problems += differences(self.expected, state_of(place), self.reference, place, with_best=not full)
         return report
 
     def _launch(self, report: Report, place: Path, faults: Sequence[Fault], damaged: bool) -> list[Outcome]:
@@ -236,7 +236,7 @@ class Storm:
         if self.begin is not None:
             clone(self.begin, place)
         place.mkdir(parents=True, exist_ok=True)
-        data = self.whole / "data"
+        data = self.reference / "data"
         if with_data and data.is_dir() and not (place / "data").exists():
             clone(data, place / "data")
 

@@ -121,7 +121,7 @@ class _Translator:
         self.overrides: list[str] = []
 
     def run(self) -> list[str]:
-        usual = getattr(self.schema, "CONFIG_FILE", None)
+        default_file = getattr(self.schema, "CONFIG_FILE", None)
         while self.words:
             word = self.words.pop(0)
             name, equals, value = word.partition("=")
@@ -132,7 +132,7 @@ class _Translator:
                 if name in ("--cfg", "-c") and value not in SHOWN:
                     raise UsageError(f"{name} {value}: {did_you_mean(value, SHOWN)}")
                 value = str(user_path(value)) if value.startswith("~") else value
-                usual = None if name in ("--config-name", "-cn") else usual
+                default_file = None if name in ("--config-name", "-cn") else default_file
                 self.hydra += [f"{name}={value}"] if equals else [word, value]
             elif name in ("--info", "-i"):
                 if equals and value not in INFO:
@@ -140,7 +140,7 @@ class _Translator:
                 follows = bool(self.words) and self.words[0] in INFO
                 self.hydra.append(word if equals else f"--info={self.words.pop(0) if follows else 'all'}")
             elif name == "--config":
-                usual = None
+                default_file = None
                 self._json(value if equals else self._value(word))
             elif word.startswith("--") and len(word) > 2:
                 self._flag(name[2:], value if equals else None)
@@ -149,8 +149,8 @@ class _Translator:
             else:
                 kind = "flag" if word.startswith("-") else "word"
                 raise UsageError(f"unexpected {kind} '{word}': write key=value or --key value (see --help)")
-        if usual is not None and not any(word.lstrip("+").lower() == "resume=true" for word in self.overrides):
-            self._json(usual)
+        if default_file is not None and not any(word.lstrip("+").lower() == "resume=true" for word in self.overrides):
+            self._json(default_file)
         return self.hydra + self.from_json + self.overrides
 
     def _override(self, word: str) -> str:

@@ -84,7 +84,7 @@ class StepGraph:
         """Copy the inputs of this step into the graph's buffers."""
         task: Any = self._trainer.task
         carried = task.carried()  # new tensors if the previous step ran eagerly
-        if any(kept is not new for kept, new in zip(self._carried, carried, strict=True)):
+        if any(buffer is not new for buffer, new in zip(self._carried, carried, strict=True)):
             _copy(self._carried, carried)
             task.carry(self._carried)
         _copy(self._inputs, _tensors(micro_batches))

@@ -202,8 +202,8 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
     if type(rows) is not int or any(manifest["config"].get(key) != getattr(config, key) for key in keys):
         return config.accumulation  # an older checkpoint, or the config sets another batch
     ranks, each = world_size(), int(getattr(config, keys[0]))
-    pieces, left = divmod(rows, each * ranks)
-    if left:
+    micro_batches, remainder = divmod(rows, each * ranks)
+    if remainder:
         most, (own, odd) = rows // each, divmod(rows, ranks * config.accumulation)
         fewer = f"a number of processes that divides {most}" if most > 1 else "one process"
         other = f"another {keys[0]} (another batch)" if odd else f"{keys[0]}={own} (the same batch)"
@@ -211,9 +211,10 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
             f"this run's batch is {rows} rows, and {ranks} processes of {keys[0]}={each} cannot add up to it: choose "
             f"{fewer}, or resume=true and {other}"
         )
-    if pieces != config.accumulation:
-        print_rank0(f"note: this run's batch of {rows} rows is kept: accumulation {pieces} with {ranks} process(es)")
-    return pieces
+    if micro_batches != config.accumulation:
+        kept = f"this run's batch of {rows} rows is kept"
+        print_rank0(f"note: {kept}: accumulation {micro_batches} with {ranks} process(es)")
+    return micro_batches
 
 
 def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str]) -> int | None:

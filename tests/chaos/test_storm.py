@@ -63,7 +63,7 @@ def test_several_faults_in_a_row(storm: Storm) -> None:
 
 def test_killed_while_the_data_are_built(storm: Storm, tmp_path: Path) -> None:
     bare = Storm(storm.command, tmp_path)
-    bare.whole, bare.steps, bare.expected = storm.whole, storm.steps, storm.expected
+    bare.reference, bare.steps, bare.expected = storm.reference, storm.steps, storm.expected
     report = meet(bare, Fault("data", 0.0, 9))
     assert report.problems == []
     assert report.struck == [True]
@@ -99,15 +99,15 @@ def test_a_leftover_a_lock_and_a_lost_file_are_seen(
     storm: Storm, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = tmp_path / "place"
-    shutil.copytree(storm.whole, place, symlinks=True)
-    assert differences(storm.expected, state_of(place), storm.whole, place) == []
+    shutil.copytree(storm.reference, place, symlinks=True)
+    assert differences(storm.expected, state_of(place), storm.reference, place) == []
     (place / "run/.x.json.tmp-1-2").write_text("")
     (place / "run/checkpoints/latest").write_text("step_6\n")
     (place / "run/metrics.csv").unlink()
     handle = os.open(place / "run/.lock", os.O_RDWR)
     request.addfinalizer(lambda: os.close(handle))
     fcntl.flock(handle, fcntl.LOCK_EX)
-    problems = differences(storm.expected, state_of(place), storm.whole, place)
+    problems = differences(storm.expected, state_of(place), storm.reference, place)
     parts = {line.partition(": ")[0] for line in problems} | {line.split(": ")[1] for line in problems}
     assert {"leftovers", "locks held", "names", "latest", "latest/model.safetensors", "metrics.csv"} <= parts
 
