@@ -58,7 +58,8 @@ def checker_of(name: str) -> Callable[[str], bool] | None:
 
 
 def _hub_snapshot(name: str) -> str:
-    instead = f"to try it without one: {tiny_command()}"
+    trains = Path(sys.argv[0]).name == "train_animal.py"  # else it is a script that reads a stored run
+    instead = f"to try it without one: {tiny_command()}" if trains else "put it there, or a symbolic link to it"
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"--model_name_or_path {name}: there is no such folder; {instead}")
     try:

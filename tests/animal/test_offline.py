@@ -160,6 +160,9 @@ def test_a_missing_folder_names_the_command_that_works(name: str, monkeypatch: p
     command = "python train_animal.py --model_name_or_path data/animal_lm --prompt 'dog, or cat;' --use_wandb"
     assert str(error.value).endswith(command)
     assert "there is no such folder" in str(error.value)
+    monkeypatch.setattr(sys, "argv", ["scripts/sample.py", "run", "--num-samples", "1"])  # a stored run's base is gone
+    with pytest.raises(UsageError, match=r"there is no such folder; put it there, or a symbolic link to it$"):
+        offline.ensure_model(name)
 
 
 def test_a_model_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
