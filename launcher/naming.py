@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from engine.cli.translate import quote
+from engine.errors import UsageError
 
 NAMES = ("run_name", "run_dir")
 """Keys whose values must differ between jobs."""
@@ -28,9 +29,13 @@ def value_text(override: Override) -> str:
 
 
 def swept_keys(words: Sequence[str]) -> list[str]:
-    """The keys that the overrides among the words of a command line sweep."""
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    return [override.key_or_group for override in parse_overrides(overrides) if override.is_sweep_override()]
+    """The keys that the overrides among the words of a command line sweep. Raises: UsageError for an empty range."""
+    overrides = parse_overrides([word for word in words if "=" in word and not word.startswith("-")])
+    for override in overrides:
+        value = override.value()
+        if isinstance(value, RangeSweep) and next(iter(value.range()), None) is None:
+            raise UsageError(f"{override.input_line} holds no number, so there is no job: expected e.g. range(0,3)")
+    return [override.key_or_group for override in overrides if override.is_sweep_override()]
 
 
 def names_of(config: DictConfig) -> dict[str, str]:

@@ -135,8 +135,19 @@ def publish(jobs: Sequence[JobResult], *, complete: bool = True) -> None:
             reason = f": {job.error}" if job.error else ""
             place = f" ({short_path(job.run_dir)})" if job.run_dir else ""
             print_rank0(f"job {job.number} {job.state}, exit code {job.code}{reason}{place}")
+    for place, numbers in _shared(jobs).items():
+        print_rank0(f"warning: jobs {', '.join(numbers)} have the same settings: one run ({short_path(place)})")
     if not complete or any(job.code for job in jobs):
         print_rank0("the same command again keeps what is done and resumes the rest")
+
+
+def _shared(jobs: Sequence[JobResult]) -> dict[str, list[str]]:
+    """Run directory -> the numbers of its jobs, where there are several: a value was given twice."""
+    numbers: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.run_dir:
+            numbers.setdefault(job.run_dir, []).append(str(job.number))
+    return {place: which for place, which in numbers.items() if len(which) > 1}
 
 
 def _stand_ins(jobs: Sequence[JobResult]) -> str:

@@ -173,8 +173,9 @@ def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
     """Context of a sweep with the command line `words`; yields the list that has the jobs' exit codes at the end.
 
     After a first signal, running jobs write their checkpoints and no others start; a second Ctrl-C stops at once. At
-    the end the table of results is printed and written. Raises: UsageError if no folder can be made.
+    the end the table of results is printed and written. Raises: UsageError: an empty range, or no folder can be made.
     """
+    swept = swept_keys(words)
     parent = Path("multirun").resolve()
     folder = parent / _folder_name()
     shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with the same pid
@@ -183,7 +184,7 @@ def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
         results = take_folder(parent)
     except OSError as error:
         raise UsageError(f"{parent} cannot be written ({error.strerror}): start the sweep in another folder") from None
-    variables = {SWEEP: str(folder), NAME: results.name, SWEPT: " ".join(swept_keys(words))}
+    variables = {SWEEP: str(folder), NAME: results.name, SWEPT: " ".join(swept)}
     variables[GPUS] = ",".join(visible_gpus())
     os.environ |= variables
     codes: list[int] = []

@@ -97,6 +97,8 @@ def test_sweeps_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypa
 def test_which_keys_are_swept() -> None:
     words = ["-m", "--config-name=x", "lr=1,2", "seed=range(0,3)", "prompt='a,b'", "max_steps=5", "x=[1,2]"]
     assert swept_keys(words) == ["lr", "seed"]
+    with pytest.raises(UsageError, match=r"^seed=range\(3,3\) holds no number, so there is no job"):  # it exited with 0
+        swept_keys(["-m", "lr=1,2", "seed=range(3,3)"])
 
 
 def test_presets_of_config_sweep(project: Path) -> None:

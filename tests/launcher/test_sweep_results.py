@@ -54,6 +54,17 @@ def test_stand_in_data_are_named_below_the_tables(
         jobs[0].summary["stand_in"] = True
 
 
+def test_a_value_given_twice_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = [job(0, 0.5), job(1, 0.5), job(2, 0.25, lr="2")]
+    for one, place in zip(jobs, ("r/lr-1", "r/lr-1", "r/lr-2"), strict=True):
+        one.run_dir = place
+    publish(jobs)
+    assert "warning: jobs 0, 1 have the same settings: one run (r/lr-1)" in capsys.readouterr().out.splitlines()
+
+
 def seeded(number: int, lr: str, seed: int, value: float | None, direction: str = "max") -> JobResult:
     made = job(number, value, direction=direction, lr=lr, code=int(value is None))
     made.overrides.append(f"seed={seed}")
