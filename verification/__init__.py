@@ -1,1 +1,1 @@
-"""Follows a command to the code that it will run and reports where the chain is wrong (docs/verification.md)."""
+"""Traces a command to the code that it will run and reports what is wrong on the way (docs/verification.md)."""

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""The one table of codes: what each check examines, how the fault shows, why it matters, what to do.
+"""The table of all codes: what holds if a check passes, the symptom of a fault, why it matters, the fix.
 
 docs/verification.md is generated from it (`python -m verification.codes`).
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Code:
-    """One row of the table. `title` is what holds when the check passes."""
+    """One row of the table. `title`: what holds if the check passes."""
 
     code: str
     step: str
@@ -129,11 +129,11 @@ DYN718 | dyn | exactly the embedding rows of the batch change | rows change with
 """)
 
 OBSERVED = tuple(code for code in CODES if code.startswith(("MOD4", "SCR12", "SCR13", "SCR14")) and code != "MOD410")
-"""What the guide asks of behaviour: seen on a tiny instance."""
+"""The guide's requirements on behaviour, observed on a tiny instance."""
 ALSO_OBSERVED = ("SCR112", "CFG240", "CFG255", "ARC340", "DYN706", "DYN707", "DYN712")
-"""What a rule judges as well, or the deeper probes: of what was observed only a failure is added."""
+"""Codes that rules or the deeper probes judge, too: an observation only adds its failures."""
 DEEP = tuple(code for code in CODES if code.startswith("DYN"))
-"""The deeper codes; each family has probes for some of them."""
+"""Codes of the deeper probes; each family has probes for some of them."""
 
 
 PAGE = re.compile(r"(<!-- table: codes -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -147,7 +147,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """A page with its table of codes made anew."""
+    """`page` with its table of codes generated again."""
     return PAGE.sub(lambda match: match[1] + table() + match[2], page)
 
 

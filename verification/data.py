@@ -1,4 +1,4 @@
-"""Data sets that a config names, as a family reads them (`Verification.data`)."""
+"""The data sets of a config, as its family reads them (`Verification.data`)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataPath:
-    """One data set that a config names. `mode` and `groups` are None where nothing gives them."""
+    """A data set of a config. `mode` and `groups` are None if they are not known."""
 
     path: str
     key: str
     """The config key that names it."""
     state: str
-    """there, built on first use, published (built from public data by a command), unknown."""
+    """there (exists), built on first use, published (built from public data by a command), or unknown."""
     mode: str | None = None
     groups: int | None = None
     mean_examples: float | None = None
     problem: str = ""
-    """What is amiss with a data set that is there."""
+    """What is wrong with a data set that exists."""
     origin: str = ""
-    """The file that gives mode and size."""
+    """The file that states mode and size."""

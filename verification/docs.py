@@ -1,4 +1,4 @@
-"""Documented commands (README.md, docs/*.md, Makefile, headers of recipes): each must name what exists, and verify."""
+"""Documented commands (README.md, docs/*.md, headers of recipes): their scripts and targets must exist, and verify."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ FOREIGN = frozenset(("pytest", "pip", "venv", "torch.distributed.run", "mypy", "
 
 @dataclass(frozen=True)
 class Documented:
-    """One command of a page."""
+    """A command on a page."""
 
     file: str
     line: int
     words: tuple[str, ...]
     refused: bool = False
-    """The page shows that it is refused: an `error:` line follows."""
+    """Whether the page shows that it is refused: an `error:` line follows."""
     overlay: dict[str, str] = field(default_factory=dict)
-    """Modules that the page asks the reader to write."""
+    """Modules that the page has the reader write, by file."""
 
 
 def documented(root: Path) -> Iterator[Documented]:
-    """Every command of ours in the pages below the root."""
+    """All of our commands in the pages and recipes below the root."""
     pages = [p for p in [root / "README.md", *sorted((root / "docs").glob("*.md"))] if p.is_file()]
     for page in pages:
         text = page.read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def documented(root: Path) -> Iterator[Documented]:
 
 
 def unrolled(body: str) -> Iterator[tuple[int, str]]:
-    """(lines above it, text): shell text without its `for` loops, then what each loop does, once for each word."""
+    """(lines above it, text): shell text without its `for` loops, then the body of each loop once for each word."""
     yield 0, LOOP.sub(lambda loop: "\n" * loop[0].count("\n"), body)
     for loop in LOOP.finditer(body):
         above, name = body.count("\n", 0, loop.start(3)), re.compile(rf"\$(?:{loop[1]}\b|{{{loop[1]}}})")
@@ -89,12 +89,12 @@ def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str
 
 
 def entry_commands(root: Path) -> list[tuple[Documented, str | None]]:
-    """Every documented command, with what is missing of it; None for commands of an entry script, to be judged."""
+    """Every documented command with `what_is_missing`; None for commands of an entry script, which are to be judged."""
     return [(one, what_is_missing(root, one)) for one in documented(root)]
 
 
 def page_reports(commands: Iterable[tuple[Documented, str | None]], judged: Iterable[Report]) -> list[Report]:
-    """One report for each page that has commands; `judged` are those of the entry scripts, in order."""
+    """A report for each page with commands; `judged`: the reports of the entry scripts' commands, in order."""
     reports = iter(judged)
     pages: dict[str, list[Finding]] = {}
     for one, reason in commands:
@@ -119,7 +119,7 @@ def _finding(one: Documented, level: str, text: str) -> Finding:
 
 
 def what_is_missing(root: Path, one: Documented) -> str | None:
-    """ "" or what is missing, for commands that are not those of an entry script; None for those."""
+    """The make target, module or script that does not exist, "" if all do; None for commands of an entry script."""
     words = [word for word in one.words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[0] == "make":
         makefile = root / "Makefile"
@@ -137,5 +137,6 @@ def what_is_missing(root: Path, one: Documented) -> str | None:
     script = next((word for word in rest if word.endswith(".py")), None)
     if script is None:
         return ""
-    there = (root / script).is_file()
-    return None if there and "/" not in script else "" if there else f"there is no {script}"
+    if not (root / script).is_file():
+        return f"there is no {script}"
+    return "" if "/" in script else None

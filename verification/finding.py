@@ -10,12 +10,12 @@ Level = Literal["PASS", "INFO", "WARN", "FAIL", "SKIP"]
 Step = Literal["1", "2", "3", "4", "5", "6", "data", "dyn", "doc"]
 
 BLIND = "the config does not compose"
-"""How the message of a SKIP begins that hides whether a step is right."""
+"""Start of the message of a SKIP because of which a step cannot be judged."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of one check. `file` is relative to the examined root; `line` 0 means the file as a whole."""
+    """One statement of a check. `file` is relative to the examined root; `line` 0 is the whole file."""
 
     code: str
     level: Level
@@ -33,7 +33,7 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """FAIL, WARN or PASS; SKIP where nothing could be judged, or not all for lack of a config."""
+    """FAIL, WARN or PASS; SKIP if nothing could be judged, or something could not for lack of a config."""
     levels = {finding.level for finding in findings}
     blind = any(finding.level == "SKIP" and finding.message.startswith(BLIND) for finding in findings)
     if levels & {"FAIL", "WARN"}:
@@ -43,7 +43,7 @@ def worst(findings: Iterable[Finding]) -> str:
 
 @dataclass
 class Report:
-    """All findings about one command. `chain` holds the links as text, in the order in which they are followed."""
+    """All findings about one command. `chain`: its links as text, in the order in which they are followed."""
 
     job: str
     chain: list[dict[str, Any]] = field(default_factory=list)
@@ -56,14 +56,14 @@ class Report:
     where: str = ""
     """The file that holds the command."""
     intent: dict[str, str] = field(default_factory=dict)
-    """What is meant by it."""
+    """Its stated intent."""
     questions: tuple[tuple[str, str, str], ...] = ()
-    """What its family asks of it (verification.rule.QUESTIONS)."""
+    """The questions of its family (as verification.spec.QUESTIONS)."""
     subject: Any = field(default=None, repr=False)
-    """What was judged; dynamic probes take their config from it. Not part of any output, nor of a child's answer."""
+    """The Subject that was judged. Not part of any output, nor sent by a child process."""
 
     def of(self, *levels: str) -> list[Finding]:
-        """Findings of these levels (all without one), in the order in which they were made."""
+        """Findings of these levels (of all without an argument), in order."""
         return [finding for finding in self.findings if not levels or finding.level in levels]
 
     def codes(self, *levels: str) -> set[str]:
@@ -71,7 +71,7 @@ class Report:
         return {finding.code for finding in self.of(*levels)}
 
     def failed(self, strict: bool = False) -> bool:
-        """Whether something is wrong; `strict` counts warnings too."""
+        """Whether there is a FAIL, or with `strict` a WARN."""
         return bool(self.of("FAIL", "WARN") if strict else self.of("FAIL"))
 
     @property
@@ -84,11 +84,11 @@ class Report:
         return worst([finding for finding in self.findings if finding.step in steps or finding.code in codes])
 
     def as_dict(self) -> dict[str, Any]:
-        """The record of the JSON output."""
+        """The report in the JSON output."""
         names = ("chain", "facts", "signature", "findings")
         return {"job": self.job, "verdict": self.verdict} | {name: self.record()[name] for name in names}
 
     def record(self) -> dict[str, Any]:
-        """All but the subject, for another process."""
+        """All but the subject, as plain values for another process."""
         rows = {name: value for name, value in vars(self).items() if name != "subject"}
         return rows | {"findings": [asdict(one) for one in self.findings]}

@@ -1,11 +1,11 @@
-"""Every key of a recipe's tiny instance is given another value: what changes? A key that changes nothing is dead.
+"""Gives every key of a recipe's tiny instance another value and reports what changes; if nothing does, it is dead.
 
-Looked at: names and shapes of the weights, data order, schedule and optimizer groups, what the first step computes, its
-gradient, the weights after three steps of the real trainer, the averages, and the last evaluation. Where none of these
-differs, a key of the architecture has one more chance: both ways of halting, with weights that hide nothing (DYN716).
+Compared are names and shapes of the weights, data order, schedule and optimizer groups, outputs and gradient of the
+first step, the weights after three steps of the real trainer, the averages, and the last evaluation. If none of these
+differs, a key of the architecture is also tried with both ways of halting and weights that hide nothing (DYN716).
 
-Only a value that is refused (UsageError) is passed over: code that fails with one is reported, and so is a key for
-which no value could be built and no reason is listed.
+Only values that are refused (UsageError) are skipped: a value with which the code fails is reported, and so is a key
+for which no value could be built and no reason is listed.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ REASONS = {
     "load_checkpoint": "names a run to take weights from, and there is no earlier run",
     "load_pretrained_decoder": "names a run to take weights from, and there is no earlier run (DYN715 loads one)",
 }
-"""Keys, or patterns of keys, that no tiny instance shows to be alive, with the reason. The list must stay short."""
+"""Keys (or patterns of keys) whose effect no tiny instance shows, with the reason. The list must stay short."""
 UNKNOWN = "no other value is known: name one under `alternatives` in the family's verify.py"
 
 
 @dataclass(frozen=True)
 class Flip:
-    """One key: what other values changed, or why it was not tried."""
+    """The result for one key: what other values changed, or why it was not tried."""
 
     key: str
     value: str
     tried: list[str]
     changed: list[str]
-    """Aspects that the last value tried has changed; empty where none did."""
+    """Aspects that the last value tried has changed."""
     reason: str = ""
     """Why nothing changes, or why it was not flipped."""
     error: str = ""
-    """What code fails with, given another value that was not refused."""
+    """The exception with another value that was not refused."""
     refused: str = ""
-    """Why the last value that did not fit was refused."""
+    """Why the last refused value was refused."""
 
     @property
     def dead(self) -> bool:
@@ -69,7 +69,7 @@ class Flip:
 
     @property
     def untried(self) -> bool:
-        """Whether no other value could be built, without a reason."""
+        """Whether no other value could be built, and no reason is known."""
         return not (self.tried or self.reason or self.error)
 
     @property
@@ -78,7 +78,7 @@ class Flip:
 
 
 def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
-    """The tiny instance of a recipe `config/cfg_*.yaml`, its data written to `data`, which does not exist yet.
+    """The tiny instance of a recipe `config/cfg_*.yaml`; its data are written to `data`, which must not exist.
 
     Raises:
         UsageError: the recipe is not usable.
@@ -94,21 +94,21 @@ def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
 
 
 def flips_of(recipe: Path, *, root: Path, data: Path) -> list[Flip]:
-    """All keys of a recipe, remembered for as long as our code stays the same.
+    """The flips of all keys of a recipe, cached until our code changes.
 
-    Raises: UsageError for an unusable recipe; ImportError where it needs a library that is not installed.
+    Raises: UsageError for an unusable recipe; ImportError if it needs a library that is not installed.
     """
     texts = [path.read_text(encoding="utf-8") for path in sorted((root / "config").rglob("*.yaml"))]
 
-    def answer() -> list[dict[str, Any]]:
+    def compute() -> list[dict[str, Any]]:
         with contextlib.redirect_stdout(io.StringIO()):
             return [asdict(flip) for flip in flips(tiny_recipe(recipe, root=root, data=data))]
 
-    return [Flip(**row) for row in recall(["flips", recipe.stem, *texts], answer)]
+    return [Flip(**row) for row in recall(["flips", recipe.stem, *texts], compute)]
 
 
 def flips(tiny: Tiny) -> Iterator[Flip]:
-    """Each key in turn, those of the run before those of the architecture."""
+    """Flip each key in turn, those of the run before those of the architecture."""
     base, known = aspects(tiny, {}), tiny.spec.alternatives(tiny.data)
     for key, (value, kind) in keys_of(tiny).items():
         inert, meta = declared_inert(tiny, key, {}), tiny.schema.NOT_IDENTITY.get(key)
@@ -119,22 +119,22 @@ def flips(tiny: Tiny) -> Iterator[Flip]:
 
 
 def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Sequence[Way]) -> Flip:
-    """One key. `ways`: other values, in the order of trying."""
+    """Flip one key. `ways`: the other values, in the order in which they are tried."""
     reason, open_ways = "", list[Way]()
-    for held, given in ways:
-        why = declared_inert(tiny, key, {**held, **given})
+    for held, changed_keys in ways:
+        why = declared_inert(tiny, key, {**held, **changed_keys})
         reason = f"declared to do nothing with another value: {why}" if why else reason
-        open_ways += [] if why else [(held, given)]
+        open_ways += [] if why else [(held, changed_keys)]
     tried: list[str] = []
     try:
         taken, changed, refused = try_out(open_ways, lambda some: aspects(tiny, some) if some else base)
         for settings in taken:
-            beside = " and ".join(name for name in settings if name != key)
-            tried.append(f"{settings[key]}{beside and f' with another {beside}'}")
+            others = " and ".join(name for name in settings if name != key)
+            tried.append(f"{settings[key]}{others and f' with another {others}'}")
         if tried and not changed and key.startswith("arch.") and tiny.spec.act:
             with contextlib.suppress(UsageError):
                 changed = ["halting"] * (not effect_of(tiny, key.removeprefix("arch.")))
-    except Exception as error:  # whatever it is: it belongs in the report
+    except Exception as error:  # any exception belongs in the report
         return Flip(key, value, tried, [], error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     if changed:
         return Flip(key, value, tried, changed)
@@ -146,7 +146,7 @@ def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Seque
 
 
 def declared_inert(tiny: Tiny, key: str, changes: Settings) -> str:
-    """Why a key has no effect, as its field declares, in the recipe or its tiny instance with `changes` made."""
+    """Why a key has no effect, as its field declares, in the recipe or its tiny instance with `changes`; else ""."""
     for settings, arch in ((tiny.resolved, tiny.full_arch), (tiny.settings, tiny.arch)):
         if why := inert_reason(tiny.schema, key, with_keys({**settings, "arch": arch}, changes)):
             return why
@@ -154,7 +154,7 @@ def declared_inert(tiny: Tiny, key: str, changes: Settings) -> str:
 
 
 def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (present value, type): fields of the schema, of the model's Config and of the loss's."""
+    """Dotted key -> (value, type): fields of the schema, of the model's Config and of the loss's."""
     keys = {
         name: (tiny.settings[name], kind)
         for name, (kind, _) in declared(tiny.schema).items()
@@ -170,7 +170,7 @@ def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
 
 
 def first_recipes(root: Path) -> list[Path]:
-    """One recipe for each script and class of models: their keys are those of the others."""
+    """One recipe for each script and architecture, which has the keys of the others."""
     first: dict[tuple[str, str], Path] = {}
     for recipe in sorted(recipes(root), key=lambda path: (len(path.stem), path.stem)):
         arch = re.search(r"^ *- arch: (\S+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
@@ -179,7 +179,7 @@ def first_recipes(root: Path) -> list[Path]:
 
 
 def counts(flips: Sequence[Flip]) -> str:
-    """All keys of a recipe in one line."""
+    """A summary of all keys of a recipe in one line."""
     alive, reasons = sum(bool(flip.changed) for flip in flips), sum(bool(flip.reason) for flip in flips)
     dead, untried = sum(flip.dead for flip in flips), sum(flip.untried for flip in flips)
     failing = sum(bool(flip.error) for flip in flips)

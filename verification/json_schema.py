@@ -1,9 +1,9 @@
-"""JSON schemas of the recipes for editors: completion, meaning and range of each key while a YAML file is written.
+"""JSON schemas of the recipes for editors: completion, meaning and range of each key while a YAML file is edited.
 
     python -m verification.json_schema
 
-writes config/schemas/SCRIPT-MODEL.json, one for each script and class of models that a recipe names; the recipe names
-its own in a comment, `# yaml-language-server: $schema=schemas/SCRIPT-MODEL.json`. All is read off the dataclasses.
+writes config/schemas/SCRIPT-MODEL.json, one for each script and model class of a recipe; the recipe names its schema in
+a comment, `# yaml-language-server: $schema=schemas/SCRIPT-MODEL.json`. Everything is derived from the dataclasses.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from verification.static import recipe_command, recipes
 
 Schema = dict[str, Any]
 OPEN: Schema = {"type": "string", "pattern": r"^(\$\{.*\}|\?\?\?)$"}
-"""What stands for a value that is not there yet: an interpolation, or ??? for one that the command line gives."""
+"""A value that is not known yet: an interpolation, or ??? for one that the command line gives."""
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 PLAIN = {bool: "boolean", int: "integer", float: "number"}
 COMMENT = "# yaml-language-server: $schema=schemas/"
 
 
 def describe_recipe(recipe: Path, root: Path) -> tuple[str, Schema]:
-    """(name of the file, schema) of a recipe: the keys of its script, with those of its model and its loss."""
+    """(file name, schema) of a recipe: the keys of its script, with those of its model and loss."""
     script, *words = recipe_command(root, recipe)
     schema = family_of(Path(script).stem, "script").schema
     trace = trace_of(root / script, words, root=root)
@@ -38,29 +38,30 @@ def describe_recipe(recipe: Path, root: Path) -> tuple[str, Schema]:
     loss = named_block(getattr(resolve(arch["loss"]["name"], "losses"), "Config", None))
     model = named_block(getattr(resolve(arch["name"], "models"), "Config", None))
     model["properties"]["loss"] = loss
-    own = properties(schema) | {"arch": model}
-    own |= {
-        "defaults": {"type": "array", "description": "What this file is built on, later entries over earlier ones."}
+    keys = properties(schema) | {"arch": model}
+    keys["defaults"] = {
+        "type": "array",
+        "description": "What this file is built on, later entries over earlier ones.",
     }
-    own["hydra"] = {"type": "object"}
-    whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"a recipe of {script}"}
+    keys["hydra"] = {"type": "object"}
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"a recipe of {script}"}
     name = f"{Path(script).stem}-{arch['name'].rpartition('@')[2].lower()}.json"
-    return name, {**whole, "definitions": {"open": OPEN}, **closed(own)}
+    return name, {**head, "definitions": {"open": OPEN}, **closed(keys)}
 
 
 def named_block(config: type | None) -> Schema:
-    """The block of a class that is chosen by its `name`."""
+    """The schema of a block whose class is chosen by its `name`."""
     keys = {} if config is None else properties(config)
     return closed({**keys, "name": {"type": "string", "description": "module@Class"}})
 
 
 def closed(keys: Schema) -> Schema:
-    """An object of these keys and no others."""
+    """The schema of an object with these keys and no others."""
     return {"type": "object", "properties": keys, "additionalProperties": False}
 
 
 def properties(schema: type) -> Schema:
-    """The keys of a dataclass, nested ones as blocks."""
+    """The schemas of a dataclass's keys, nested ones as blocks."""
     return {name: _of_key(key) for name, key in keys_of(schema).items() if "." not in name}
 
 
@@ -82,7 +83,7 @@ def _of_key(key: Key) -> Schema:
 
 
 def of_kind(kind: Any) -> Schema:
-    """The schema of a declared type; {} where anything may stand."""
+    """The schema of a declared type; {} accepts anything."""
     if get_origin(kind) is Literal:
         choices = list(get_args(kind))
         return {"enum": [*choices, *(word == "true" for word in choices if word in ("true", "false"))]}
@@ -93,7 +94,7 @@ def of_kind(kind: Any) -> Schema:
     if is_dataclass(kind):
         return closed(properties(kind))  # type: ignore[arg-type]
     if kind is str:
-        return {"type": ["string", "number", "boolean"]}  # a number is taken for text
+        return {"type": ["string", "number", "boolean"]}  # YAML numbers and booleans are accepted as text
     if kind in PLAIN:
         return {"type": PLAIN[kind]}
     return {"type": "object"} if dict in (kind, get_origin(kind)) else {}
@@ -104,14 +105,14 @@ def as_text(schema: Schema) -> str:
 
 
 def with_comment(text: str, name: str) -> str:
-    """A recipe's text whose header ends with the comment that names its schema."""
+    """A recipe's text with the comment that names its schema at the end of the header."""
     lines = [line for line in text.split("\n") if not line.startswith(COMMENT)]
     end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join([*lines[:end], COMMENT + name, *lines[end:]])
 
 
 def main() -> None:
-    """Write the schemas, and their names into the recipes."""
+    """Write the schemas, and the comments that name them into the recipes."""
     folder = ROOT / "config/schemas"
     folder.mkdir(exist_ok=True)
     for recipe in recipes(ROOT):

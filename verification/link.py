@@ -1,5 +1,5 @@
-"""What a `module@Class` of the config leads to. The class is imported once and its facts are kept on disk, so that
-rules judge names and declarations without torch.
+"""Resolves the `module@Class` names of a config. A class is imported once and described in a disk cache, so that rules
+can judge names and declarations without importing torch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from verification.recall import recall, trees
 Place = tuple[str, int]
 """A file below the root and a line in it."""
 MODES = {"online": "fixed", "fixed": "fixed", "original": "dynamic", "dynamic": "dynamic"}
-"""Word of a `_forward_train_<mode>` method -> the ACT mode that it stands for, by the guide's names."""
+"""Word in the name of a `_forward_train_<mode>` method -> ACT mode, by the guide's names."""
 
 
 @dataclass
 class Link:
-    """A name of the config, followed to its class."""
+    """A `module@Class` name of the config, and the description of its class."""
 
     key: str
     """The dotted key: arch.name."""
@@ -35,55 +35,55 @@ class Link:
     module: str = ""
     cls_name: str = ""
     problem: str = ""
-    """Why the class could not be reached; all below is then empty."""
+    """Why the class could not be found; the fields below are then empty."""
     module_file: str = ""
     exported: bool = True
-    """Whether `__all__` of the module, where it has one, names the class."""
+    """Whether the module has no `__all__`, or names the class in it."""
     place: Place = ("", 0)
     names: list[str] = field(default_factory=list)
-    """Modules and classes of ours that it is made of, bases included."""
+    """Our modules and classes among the class and its bases."""
     declared: dict[str, Any] = field(default_factory=dict)
     """Its class variables with plain values: FAMILY, DATA_MODE, ACT_MODE, ..."""
     train_forward: str = ""
-    """The `_forward_train_*` method that `forward` names, else the one that the class has."""
+    """The `_forward_train_*` method that `forward` names, else the only one of the class."""
     train_place: Place = ("", 0)
     callable: bool = False
     """Whether it has a forward."""
     uncallable: str = ""
-    """Why the trainer cannot call it as a model; empty for what is not the name of a model, too."""
+    """Why the trainer cannot call it as a model; empty if it can, or if the name is not that of a model."""
     fields: list[str] = field(default_factory=list)
-    """Of its Config."""
+    """Fields of its Config."""
     config: str = ""
-    """The name of its Config, empty where it has none."""
+    """The name of its Config, empty if it has none."""
     config_place: Place = ("", 0)
     config_bases: list[str] = field(default_factory=list)
     """Names of its Config and of the dataclasses that it extends."""
     misfit: str = ""
-    """Why its Config does not take the keys of the block."""
+    """Why its Config does not accept the keys of the block."""
 
     @property
     def encoder_policy(self) -> str | None:
-        """reencode, cache_first_step or none, as the class declares it: an embedding layer is not an encoder."""
+        """reencode, cache_first_step or none, as the class declares; an embedding layer is not an encoder."""
         return str(self.declared.get("ENCODER_POLICY", "none")) if self.callable else None
 
 
 def mode_of_name(name: str) -> str:
-    """fixed or dynamic by the guide's names, "" for another one."""
+    """The ACT mode of a training method by its name: fixed, dynamic, or "" if it is not one of the guide's."""
     words = name.removeprefix("_forward_train").strip("_").split("_")
     return next((MODES[word] for word in words if word in MODES), "")
 
 
 def follow(key: str, block: Any, slot: str) -> Link:
-    """Follow `block["name"]`, or a bare name. Raises nothing: `problem` of the link has what is amiss."""
+    """Resolve `block["name"]`, or a bare name. Raises nothing: an error is in `problem` of the link."""
     block = dict(block) if isinstance(block, Mapping) else {"name": block}
     if key == "arch.name":
         block.pop("loss", None)
-    answer = recall(["link", key, slot, block], lambda: asdict(_observe(key, block, slot)), lasts=_lasts)
-    return Link(**{**answer, **{name: tuple(answer[name]) for name in ("place", "train_place", "config_place")}})
+    values = recall(["link", key, slot, block], lambda: asdict(_observe(key, block, slot)), keep_if=_was_imported)
+    return Link(**{**values, **{name: tuple(values[name]) for name in ("place", "train_place", "config_place")}})
 
 
-def _lasts(answer: Any) -> bool:
-    return bool(answer["module_file"])  # a library that is missing may be installed
+def _was_imported(values: Any) -> bool:
+    return bool(values["module_file"])  # else a missing library may be installed later
 
 
 def _observe(key: str, block: dict[str, Any], slot: str) -> Link:
@@ -158,12 +158,12 @@ def _uncallable(cls: type) -> str:
 def _training_methods(cls: type) -> Iterator[str]:
     code = getattr(getattr(cls, "forward", None), "__code__", None)
     yield from (name for name in (code.co_names if code else ()) if name.startswith("_forward_train"))
-    owned = [name for name in dir(cls) if name.startswith("_forward_train")]  # for a forward that is wrapped
-    yield from owned if len(owned) == 1 else ()
+    methods = [name for name in dir(cls) if name.startswith("_forward_train")]  # if forward is wrapped
+    yield from methods if len(methods) == 1 else ()
 
 
 def place_of(item: Any) -> Place:
-    """Where a module, class or function stands; ("", 0) for None and what is none of ours. A place is one already."""
+    """File and line of one of our modules, classes or functions; ("", 0) for None and others. A place is returned."""
     if isinstance(item, tuple):
         return item
     code = getattr(inspect.unwrap(item), "__code__", None) if callable(item) else None
@@ -178,6 +178,6 @@ def place_of(item: Any) -> Place:
 
 
 def class_line(file: str, name: str) -> int:
-    """The line of a class statement, 0 where the file has none."""
+    """The line of a class statement; 0 if the file has none."""
     lines = enumerate(linecache.getlines(file), 1)
     return next((number for number, line in lines if re.match(rf"\s*class {re.escape(name)}\b", line)), 0)

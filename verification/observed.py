@@ -1,4 +1,4 @@
-"""The behaviour of a tiny instance of each config (verification/probes), once for all commands that share it."""
+"""Observes a tiny instance of each config (verification/probes), once for all commands that share it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from verification.spec import depths, shrunk
 from verification.subject import Subject
 
 FEW, MOST = 4, 8
-"""Below so many instances this process observes them itself; so many others are started at most."""
+"""Fewer instances are observed in this process; at most so many worker processes are started."""
 NO_TINY = Path("data")
-"""Stands for the folder of the tiny data in what a verdict is kept by."""
+"""Placeholder for the folder of the tiny data in the key of a cached verdict."""
 
 
 def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
-    """What the guide asks of behaviour (MOD, SCR12x to SCR14x); SKIP where the command leads to no model.
+    """Findings on the guide's requirements on behaviour (MOD, SCR12x to SCR14x); SKIP if the command has no model.
 
-    `start` False only returns what has been observed before, which may be nothing, and imports no torch.
+    `start=False` only returns what is in the cache, which may be nothing, and does not import torch.
     """
-    question, reason = _question(subject)
-    if not question:
+    key, reason = _key(subject)
+    if not key:
         return [finding(code, "SKIP", reason) for code in OBSERVED]
-    rows = recall(question, (lambda: _observe(subject)) if start else None, lasts=_was_built)
+    rows = recall(key, (lambda: _observe(subject)) if start else None, keep_if=_was_built)
     findings = [Finding(**row) for row in rows or ()]
     findings = [one for one in findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
     if subject.misdeclared:
@@ -43,8 +43,8 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
     return findings
 
 
-def _question(subject: Subject) -> tuple[list[Any], str]:
-    """(the key under which the verdict on a subject's behaviour is stored, why there is none)."""
+def _key(subject: Subject) -> tuple[list[Any], str]:
+    """(cache key of the verdict on a subject's behaviour, or [] and the reason why there is none)."""
     try:
         config, spec = need_config(subject), subject.family
     except (NotApplicable, UsageError) as error:
@@ -58,9 +58,9 @@ def _question(subject: Subject) -> tuple[list[Any], str]:
 
 
 def observe_ahead(subjects: Iterable[Subject]) -> None:
-    """Observe what nobody has yet, a process for each core; verdicts are kept on disk, where `observed` finds them."""
-    asked = ((subject, _question(subject)[0]) for subject in subjects)
-    fresh = {repr(question): subject for subject, question in asked if question and recall(question, None) is None}
+    """Observe all subjects that are not in the cache, with a process per core; `observed` then finds them there."""
+    keys = ((subject, _key(subject)[0]) for subject in subjects)
+    fresh = {repr(key): subject for subject, key in keys if key and recall(key, None) is None}
     if sys.platform != "linux" or len(fresh) < FEW:
         return
     count = min(len(os.sched_getaffinity(0)), len(fresh), MOST)
@@ -75,7 +75,7 @@ def observe_ahead(subjects: Iterable[Subject]) -> None:
 def _work(subjects: list[Subject]) -> None:
     import torch
 
-    torch.set_num_threads(1)  # the threads of the parent are not there any more
+    torch.set_num_threads(1)  # the parent's thread pool does not survive the fork
     for subject in subjects:
         observed(subject)
 
@@ -89,12 +89,12 @@ def _observe(subject: Subject, **how: Any) -> list[dict[str, Any]]:
 
 
 def _was_built(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether there was an instance: why there was none may lie outside of our code."""
+    """Whether an instance was built: the reason why one was not may lie outside our code."""
     return any(row["code"] in ("SCR120", "DYN703") and row["level"] != "SKIP" for row in rows)
 
 
 def observed_deeply(subject: Subject) -> list[Finding]:
-    """The further probes (DYN7xx) of a config, and the tensors of a run against the model's."""
+    """Findings of the deeper probes (DYN7xx) of a config, and of a run's tensors compared with the model's."""
     config, spec = subject.resolved, subject.family
     if config is None:
         return []
@@ -102,7 +102,7 @@ def observed_deeply(subject: Subject) -> list[Finding]:
     settings = shrunk(spec, config, NO_TINY, narrow=False) if spec else config
     shared = [code for code in DEEP if code != "DYN716"]
     rows = recall(
-        ["deep", subject.script_stem, settings, arch], lambda: _observe(subject, codes=shared), lasts=_was_built
+        ["deep", subject.script_stem, settings, arch], lambda: _observe(subject, codes=shared), keep_if=_was_built
     )
     if all(row["code"] != "DYN700" or row["level"] == "PASS" for row in rows):
         rows = [*rows, *_observe(subject, codes=["DYN716"], overrides=overrides)]

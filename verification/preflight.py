@@ -1,5 +1,5 @@
-"""The rules for a run that is about to start, and what was observed of its config before: nothing is composed, built or
-executed again, well below a second.
+"""Judges a run that is about to start by the rules and by cached observations of its config. Nothing is composed, built
+or executed again, so it takes well below a second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from verification.subject import Subject
 
 __all__ = ["check_launch", "compare_signatures", "enforce", "preflight", "review"]
 SETTLED = ("JOB020", "JOB030")
-"""Hydra has composed and the strict schema has accepted; a config of --config-dir need not be in config/."""
+"""Codes that hold at a launch: Hydra has composed the config and the strict schema has accepted it; a config of
+--config-dir need not be in config/."""
 
 
 def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
@@ -37,7 +38,7 @@ def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
 
 
 def check_launch(family: Family, config: Any) -> dict[str, Any]:
-    """Everything that can be wrong before data are read: names and keys, then the path from command to model.
+    """Check everything that can be checked before data are read: names and keys, then the path from command to model.
 
     Raises: UsageError.
     """
@@ -52,7 +53,7 @@ def check_launch(family: Family, config: Any) -> dict[str, Any]:
 
 
 def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
-    """Check the chain of a run and give its path signature.
+    """Check the chain of a run and return its path signature.
 
     `config.verify` (strict where the schema has no such key): strict stops at a FAIL, warn prints it, off skips all.
     Warnings are printed, one line each.
@@ -70,7 +71,7 @@ def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
 def enforce(report: Report, level: str, command: str, emit: Callable[[str], None]) -> None:
     """Apply `verify=level` to a launch: warnings are emitted, one line each; strict stops at a FAIL.
 
-    `command`: the one that shows all findings. Raises: UsageError with code, message and fix of the first FAIL.
+    `command` shows all findings. Raises: UsageError with code, message and fix of the first FAIL.
     """
     if level == "off":
         return

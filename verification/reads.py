@@ -1,8 +1,8 @@
-"""Config keys that nothing reads: no compiled function of ours names them, and no tiny instance reads them either.
+"""Finds config keys that nothing reads: none of our compiled functions names them, and no tiny instance reads them.
 
-Python keeps with each function the names of attributes and modules that it uses, which costs little to compare. Only
-where a key is not among them (it may be read by another way) a tiny instance is run. A key that is named but never
-reached is for the probes (DYN716) to observe.
+Python stores with each function the names of attributes and modules that it uses, which are cheap to compare. Only for
+a key that is not among them (it may be read in another way) a tiny instance is run. A key that is named but never
+reached is left to the probes (DYN716).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from verification.subject import Subject
 from verification.tree import CODE
 
 BY_NAME = frozenset(("getattr", "attrgetter", "asdict", "astuple", "vars", "__dict__"))
-"""What reads a field whose name is a text: every text in such a function counts as read."""
+"""Names that read a field by a string: every string in a function that uses one counts as read."""
 INTERPOLATED = frozenset(("script",))
-"""Read by Hydra, the command line or other keys only."""
+"""Keys that only Hydra, the command line or other keys read."""
 
 
 def unread_arch(subject: Subject) -> list[str]:
-    """Fields of the model's config that nothing reads, those that it declares to have no effect left out."""
+    """Fields of the model's config that nothing reads, without those that it declares to have no effect."""
     if not (subject.model.config and subject.model.callable) or subject.kind == "launch":
         return []
     if (split := split_name(subject.model.text, "models")) is None or split[0][0] != "models":
         return []  # a class of another package: ARC310 and SCR112
-    unnamed = recall(["unnamed", subject.model.text], lambda: _unnamed(subject), lasts=lambda answer: True)
+    unnamed = recall(["unnamed", subject.model.text], lambda: _unnamed(subject), keep_if=lambda keys: True)
     keys = [f"arch.{key}" for key in unnamed]
     return [key.removeprefix("arch.") for key in never_read(subject, [key for key in keys if not inert(subject, key)])]
 
@@ -53,10 +53,9 @@ def unread_schema(subject: Subject) -> list[str]:
         return []
     files = [path for name in ("base", "arch") for path in sorted((subject.root / "config" / name).glob("*.yaml"))]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
-    question = ["unnamed keys", subject.script_stem, subject.package, text]
-    return never_read(
-        subject, recall(question, lambda: _unnamed_keys(subject, schema, text), lasts=lambda answer: True)
-    )
+    key = ["unnamed keys", subject.script_stem, subject.package, text]
+    unnamed = recall(key, lambda: _unnamed_keys(subject, schema, text), keep_if=lambda keys: True)
+    return never_read(subject, unnamed)
 
 
 def _unnamed_keys(subject: Subject, schema: type, text: str) -> list[str]:
@@ -70,20 +69,20 @@ def _unnamed_keys(subject: Subject, schema: type, text: str) -> list[str]:
 
 
 def never_read(subject: Subject, unnamed: list[str]) -> list[str]:
-    """Those of some keys that a tiny instance of the command does not read either; none where it cannot be run."""
+    """Those of the `unnamed` keys that a tiny instance of the command does not read either; [] if it cannot be run."""
     config, spec, script = subject.resolved, subject.family, subject.trace.script
     module = script.module if script else None
     if not unnamed or config is None or spec is None or module is None:
         return []
     from verification.probes.session import keys_unread  # loads torch
 
-    question = ["unread", subject.script_stem, shrunk(spec, config, Path("data"), narrow=False)]
-    unread = recall(question, lambda: keys_unread(config, module), lasts=lambda answer: answer is not None)
+    key = ["unread", subject.script_stem, shrunk(spec, config, Path("data"), narrow=False)]
+    unread = recall(key, lambda: keys_unread(config, module), keep_if=lambda keys: keys is not None)
     return [key for key in unnamed if key in (unread or ())]
 
 
 def names_used(files: dict[str, Path]) -> set[str]:
-    """Names that functions of some modules use; a check in __post_init__ is not a use."""
+    """Names that the functions of modules use; a check in __post_init__ does not count."""
     return set().union(*map(_names, files.values()))
 
 
@@ -107,13 +106,14 @@ def _texts(constants: Iterable[object]) -> Iterator[str]:
 
 
 def _used(code: CodeType) -> Iterator[str]:
-    if code.co_flags & inspect.CO_OPTIMIZED:  # a function: the names of a class body are those that it defines
+    if code.co_flags & inspect.CO_OPTIMIZED:  # a function, not a class body, whose names are those it defines
         yield from code.co_names
         parts = list(_with_nested(code))
         if any(BY_NAME.intersection(part.co_names) for part in parts):
             yield from (text for part in parts for text in _texts(part.co_consts))
     methods = nested(code)
-    checks = [one for one in methods if one.co_name == "__post_init__"]  # and the private ones that only it calls
+    # __post_init__ does not count, nor do private methods that only it calls.
+    checks = [one for one in methods if one.co_name == "__post_init__"]
     called = {name for one in checks for name in _used(one) if name.startswith("_")} if checks else set()
     if called:
         called -= {name for one in methods if one not in checks for name in _used(one) if name != one.co_name}

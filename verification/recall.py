@@ -1,7 +1,7 @@
-"""What importing or running code has shown, kept on disk: the same code, question and versions show the same again.
+"""A disk cache of results of importing or running code, keyed by question, sources and library versions.
 
-Below `$XDG_CACHE_HOME/loopforge/verdicts` (~/.cache without the variable), one small JSON file for each answer. A cache
-that cannot be read or written is not an error: the question is answered again.
+Below `$XDG_CACHE_HOME/loopforge/verdicts` (~/.cache without the variable), a small JSON file for each result. A cache
+that cannot be read or written is not an error: the result is computed again.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from verification.tree import ADOPTED, OURS, sources
 
 FORMAT = 2
 MOST = 4000
-"""Files that are kept; beyond them the older half goes."""
+"""Most files in the cache; beyond that the older half is deleted."""
 LIBRARIES = ("torch", "numpy", "omegaconf", "hydra-core")
 MEMORY: dict[str, Any] = {}
-"""What this process has asked for."""
+"""Results that this process has used."""
 
 
-def recall(question: Sequence[Any], answer: Callable[[], Any] | None, *, lasts: Callable[[Any], Any] = bool) -> Any:
-    """The JSON value that `answer()` gives for a question about the code of this process, asked once.
+def recall(question: Sequence[Any], compute: Callable[[], Any] | None, *, keep_if: Callable[[Any], Any] = bool) -> Any:
+    """The cached JSON value for a question about the code of this process; `compute()` is called if there is none.
 
-    Without `answer` only what is known: None where nothing is. An answer is kept on disk where it `lasts`.
+    Without `compute`, None if there is none. A computed value is stored on disk if `keep_if(value)`.
     """
     name = key_of(question, *trees())
     if name not in MEMORY:
         value = load(name)
-        if value is None and answer is None:
+        if value is None and compute is None:
             return None
-        if value is None and answer is not None and lasts(value := answer()):
+        if value is None and compute is not None and keep_if(value := compute()):
             save(name, value)
         MEMORY[name] = value
     return MEMORY[name]
 
 
 def folder() -> Path:
-    """Where answers are kept. Raises: RuntimeError where nobody is at home."""
+    """The folder of the cache. Raises: RuntimeError if there is no home directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopforge" / "verdicts"
 
 
 def trees() -> list[Path]:
-    """Where the code of this process lies: a tree that is judged may link to another one, and have files of its own."""
+    """The source trees of this process: a judged tree may link to another one and have files of its own."""
     return list(dict.fromkeys([engine.registry.ROOT, *ADOPTED]))
 
 
 def key_of(question: Sequence[Any], *roots: Path) -> str:
-    """The name of an answer: of the question, the code below `roots`, the versions of Python and libraries."""
+    """The file name of a result: a hash of the question, the code below `roots`, and the versions."""
     content = json.dumps([*question, versions(), *map(code, roots)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:40]
 
@@ -77,7 +77,7 @@ def code(root: Path) -> str:
 
 @functools.cache
 def versions() -> str:
-    """Format, Python and the libraries that decide how our code behaves."""
+    """Versions of this format, of Python, and of the libraries on which the behaviour of our code depends."""
     return " ".join([str(FORMAT), platform.python_version(), *(f"{name} {_version(name)}" for name in LIBRARIES)])
 
 
@@ -89,7 +89,7 @@ def _version(library: str) -> str:
 
 
 def load(name: str) -> Any:
-    """The answer of that name, None where there is none that can be used."""
+    """The stored result of that name; None if there is no usable one."""
     try:
         return json.loads(read_bytes(folder() / f"{name}.json"))
     except (OSError, ValueError, RuntimeError):
@@ -97,7 +97,7 @@ def load(name: str) -> Any:
 
 
 def save(name: str, value: Any) -> None:
-    """Keep an answer."""
+    """Store a result; errors of the file system are ignored."""
     try:
         place = folder()
         place.mkdir(parents=True, exist_ok=True)
@@ -110,17 +110,17 @@ def save(name: str, value: Any) -> None:
 
 
 class Compositions(dict[tuple[Any, ...], Composed]):
-    """What engine.cli.compose keeps, on disk too: the same files and choices make the same config."""
+    """The cache of engine.cli.compose, on disk as well: the same files and choices compose to the same config."""
 
     def __contains__(self, key: object) -> bool:
-        if not super().__contains__(key) and isinstance(key, tuple) and (kept := recall(["composed", *key], None)):
-            setup_globals()  # Hydra's ${now:...}, which its own composition would have registered
-            super().__setitem__(key, Composed(OmegaConf.create(kept[0]), *kept[1:]))
+        if not super().__contains__(key) and isinstance(key, tuple) and (stored := recall(["composed", *key], None)):
+            setup_globals()  # registers Hydra's ${now:...}, as composing would have done
+            super().__setitem__(key, Composed(OmegaConf.create(stored[0]), *stored[1:]))
         return super().__contains__(key)
 
-    def __setitem__(self, key: tuple[Any, ...], made: Composed) -> None:
-        super().__setitem__(key, made)
-        recall(["composed", *key], lambda: [OmegaConf.to_container(made.config), made.choices, made.params])
+    def __setitem__(self, key: tuple[Any, ...], value: Composed) -> None:
+        super().__setitem__(key, value)
+        recall(["composed", *key], lambda: [OmegaConf.to_container(value.config), value.choices, value.params])
 
 
 engine.cli.compose.CACHE = Compositions(engine.cli.compose.CACHE)

@@ -1,4 +1,4 @@
-"""Reports for people and programs: the guide's six steps with ticks, JSON, and the Markdown page of the repository."""
+"""Reports on the console (the guide's six steps with ticks), as JSON, and as the Markdown page of the repository."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ CHECKLIST = (
 
 
 def text(reports: Sequence[Report], *, verbose: bool = False, brief: bool = False) -> str:
-    """The console form: per command the steps, what was read for each, then what is wrong, why, and the fix.
+    """The console form: the steps of each command with their links, then what is wrong, why it matters, and the fix.
 
-    `brief` leaves out commands of which nothing is wrong.
+    `brief` leaves out commands without FAIL or WARN.
     """
     blocks = [_block(report, verbose) for report in reports if not brief or report.of("FAIL", "WARN")]
     counts = {level: sum(report.verdict == level for report in reports) for level in ("PASS", "WARN", "FAIL", "SKIP")}
@@ -110,7 +110,7 @@ COLUMNS = {"config": "config", "model": "model", "train_forward": "forward", "da
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """The page in the repository: one row for the commands of a file that train the same thing, then what is wrong."""
+    """The page in the repository: a row for the commands of a file that train the same thing, then what is wrong."""
     groups: dict[tuple[str, ...], list[Report]] = {}
     for report in (report for report in reports if report.chain):
         facts = [_cell(report.facts.get(key)) for key in COLUMNS]
@@ -131,10 +131,10 @@ def summary(reports: Sequence[Report]) -> str:
 
 
 def markdown(reports: Sequence[Report]) -> str:
-    """The whole page: for each command chain, resolved table, checklist, questions, findings.
+    """The full page: chain, resolved table, checklist, questions and findings of each command.
 
-    Nothing in it depends on time, machine or commit (given reports made with `local_data=False`), so that the page can
-    be compared with a fresh one.
+    Nothing in it depends on time, machine or commit (for reports with `local_data=False`), so that the page can be
+    compared with a newly generated one.
     """
     shown = [report for report in reports if report.chain]
     text = (
@@ -223,7 +223,7 @@ def links(subject: Subject) -> list[dict[str, Any]]:
 
 
 def facts(subject: Subject, signature: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved table: the path signature, and what a reader asks besides."""
+    """The resolved table: the path signature, and further facts for the reader."""
     config, arch = subject.resolved or {}, subject.arch
     return dict(signature) | {
         "act_mode_found": mode_of_name(subject.model.train_forward),

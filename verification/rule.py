@@ -1,6 +1,6 @@
-"""The table of rules: the codes that a rule judges, and its predicate over a traced command.
+"""The table of rules: each has the codes that it judges and a predicate over a traced command.
 
-What a code stands for (step, what holds, why it matters, fix) is in verification/codes.py.
+The meaning of the codes (step, what holds, why it matters, fix) is in verification/codes.py.
 """
 
 from __future__ import annotations
@@ -30,26 +30,29 @@ BROKEN = (
 
 
 class NotApplicable(Exception):
-    """Raised by a rule that has nothing to judge; the text gives the reason and becomes a SKIP."""
+    """Raised by a rule that has nothing to judge; its text is the reason in a SKIP."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A predicate, and the codes that it judges."""
+    """A predicate and the codes that it judges."""
 
     codes: tuple[str, ...]
     judge: Predicate
     at_launch: bool = True
-    """False for what reads sources or a finished run, which a launch does not wait for."""
+    """False if it reads sources or a finished run, for which a launch does not wait."""
     implied: bool = False
-    """Whether a code holds that the rule does not report; else it was not judged."""
+    """Whether a code that the rule does not report holds; else it was not judged."""
 
 
 RULES: list[Rule] = []
 
 
 def rule(*codes: str, at_launch: bool = True) -> Callable[[Predicate], Predicate]:
-    """Put a predicate into the table. It yields what is amiss, or raises NotApplicable; else its codes hold."""
+    """Register a predicate. It yields what is wrong, or raises NotApplicable; otherwise its codes hold.
+
+    Raises: ValueError for codes without a row in the table.
+    """
     if unknown := [code for code in codes if code not in CODES]:
         raise ValueError(f"codes without a row in verification/codes.py: {', '.join(unknown)}")
 
@@ -61,50 +64,50 @@ def rule(*codes: str, at_launch: bool = True) -> Callable[[Predicate], Predicate
 
 
 def finding(code: str, level: Level | str, message: str, file: str = "", line: int = 0, fix: str = "") -> Finding:
-    """A finding; the table's fix where something is amiss and none is given."""
+    """A finding; a FAIL or WARN without a fix gets that of the table."""
     row = CODES[code]
-    amiss = level in ("FAIL", "WARN")
-    return Finding(code, cast(Level, level), row.step, message, fix or (row.fix if amiss else ""), file, line)
+    wrong = level in ("FAIL", "WARN")
+    return Finding(code, cast(Level, level), row.step, message, fix or (row.fix if wrong else ""), file, line)
 
 
 def run_rules(subject: Subject, *, launch: bool = False) -> list[Finding]:
-    """Judge one subject by all rules, in order. One that cannot be applied is a SKIP, one that breaks a VER900."""
-    own = subject.family.rules if subject.family else ()
+    """Judge a subject by all rules, in order. One that does not apply is a SKIP, one that fails a VER900."""
+    family_rules = subject.family.rules if subject.family else ()
     findings: list[Finding] = []
-    for one in (*RULES, *own):
+    for one in (*RULES, *family_rules):
         if launch and not one.at_launch:
             continue
-        made: list[Finding] = []
+        results: list[Finding] = []
         reason = "" if one.implied else "there was nothing to judge"
         try:
-            made.extend(one.judge(subject))
+            results.extend(one.judge(subject))
         except NotApplicable as error:
             reason = str(error)
         except BROKEN as error:
             reason = f"{one.judge.__name__} could not be carried out: {type(error).__name__}: {error}"
-            made.append(finding("VER900", "WARN", reason))
-        judged = {item.code for item in made}
+            results.append(finding("VER900", "WARN", reason))
+        judged = {item.code for item in results}
         level = "SKIP" if reason else "PASS"
-        findings += made
+        findings += results
         findings += [finding(code, level, reason or CODES[code].title) for code in one.codes if code not in judged]
     return settled(findings)
 
 
 def settled(findings: list[Finding]) -> list[Finding]:
-    """Without PASS and SKIP of codes of which something is amiss, without SKIP of codes that were judged, and with the
-    last SKIP alone of the others: that of a family after the common one."""
-    amiss = {item.code for item in findings if item.level in ("FAIL", "WARN")}
+    """Drop findings that others supersede: PASS and SKIP of codes with a FAIL or WARN, SKIP of codes that were judged,
+    and all but the last SKIP of the other codes (a family's comes after the common one)."""
+    wrong = {item.code for item in findings if item.level in ("FAIL", "WARN")}
     judged = {item.code for item in findings if item.level != "SKIP"}
-    keep = [item for item in findings if item.level not in ("PASS", "SKIP") or item.code not in amiss]
+    keep = [item for item in findings if item.level not in ("PASS", "SKIP") or item.code not in wrong]
     last = {item.code: item for item in keep}
     return [item for item in keep if item.level != "SKIP" or (item.code not in judged and last[item.code] is item)]
 
 
-# --- what rules ask first ---------------------------------------------------------------------------------------------
+# --- preconditions of rules -------------------------------------------------------------------------------------------
 
 
 def need_script(subject: Subject) -> None:
-    """Raises NotApplicable where the command leads to no script with @hydra.main."""
+    """Raise NotApplicable if the command leads to no script with @hydra.main."""
     script = subject.trace.script
     if script is None:
         raise NotApplicable(subject.problems.get("script", "no script"))
@@ -122,7 +125,7 @@ def need_config(subject: Subject) -> dict[str, Any]:
 
 
 def need_model(subject: Subject) -> Link:
-    """What is known of the model class. Raises NotApplicable where there is none."""
+    """The description of the model class. Raises NotApplicable if there is none."""
     need_config(subject)
     if subject.model.problem:
         raise NotApplicable(f"the model class is not found: {subject.model.problem}")
@@ -130,5 +133,5 @@ def need_model(subject: Subject) -> Link:
 
 
 def inert(subject: Subject, key: str) -> str:
-    """Why a key has no effect under this config, as the field itself declares; "" where it has one."""
+    """Why a key has no effect with this config, as its field declares; "" if it has one."""
     return inert_reason(subject.schema, key, subject.resolved or {}) if subject.schema else ""

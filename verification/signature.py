@@ -1,4 +1,4 @@
-"""The path signature: what a run was made of, in a form that a resume can compare."""
+"""The path signature: what a run was built from, in a form that a resume can compare."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from verification.modules import closure
 from verification.recall import recall
 from verification.subject import Subject
 
-# A resume with another one of these is another experiment.
+# If one of these differs, a resume is another experiment.
 MUST_MATCH = ("script", "arch", "model", "loss", "train_forward", "act_mode", "data_mode", "encoder_policy", "task")
-# These may change; the reader should know.
+# Differences in these are reported.
 MAY_DIFFER = (
     "config",
     "decorator_config",
@@ -31,7 +31,7 @@ MAY_DIFFER = (
 
 
 def make_signature(subject: Subject) -> dict[str, Any]:
-    """The signature of a subject; links that could not be followed are null."""
+    """The signature of a subject; links that could not be resolved are null."""
     trace, model = subject.trace, subject.model
     first = trace.script.mains[0] if trace.script and trace.script.mains else None
     return {
@@ -59,7 +59,7 @@ def make_signature(subject: Subject) -> dict[str, Any]:
 
 
 def initial_weights(config: dict[str, Any]) -> str:
-    """Where the weights of a new run come from."""
+    """The origin of the weights of a new run."""
     sources = {"gpt2": config.get("gpt2_type"), "prev_run": config.get("prev_run_ckpt")}
     source = sources.get(str(config.get("init_from"))) or config.get("load_checkpoint")
     fresh = str(source) if source else f"random, seed {config.get('seed')}"
@@ -68,21 +68,21 @@ def initial_weights(config: dict[str, Any]) -> str:
 
 
 def source_of(root: Path, module: str) -> str | None:
-    """sha256 over the files of models/ that a model's module imports, itself included; None where there are none."""
+    """sha256 over a model's module and the files of models/ that it imports; None if there are none."""
     hashed: str | None = recall(["source", module], lambda: _hash(closure(root, [module], ("models",)).values(), root))
     return hashed
 
 
 def _hash(files: Collection[Path], root: Path) -> str | None:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
-        made.update(f"{name}\0{file.read_text(encoding='utf-8')}\0".encode())
-    return made.hexdigest() if files else None
+        digest.update(f"{name}\0{file.read_text(encoding='utf-8')}\0".encode())
+    return digest.hexdigest() if files else None
 
 
 @functools.cache
 def commit(root: Path) -> str | None:
-    """The commit of a work tree, with `+` where it has changes; None outside one."""
+    """The commit of a work tree, with `+` if it has changes; None outside one."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
@@ -97,9 +97,9 @@ def commit(root: Path) -> str | None:
 
 
 def compare_signatures(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(what makes it another experiment, what to know) as sentences; keys of one side do not count.
+    """(differences that make it another experiment, other differences), as text.
 
-    Nor do notable ones that are not known (no git, data that are elsewhere).
+    Keys that only one signature has do not count, nor do unknown values of MAY_DIFFER (no git, data that are not here).
     """
 
     def changes(keys: tuple[str, ...], unknown: tuple[None, ...]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Commands, job files, recipes, runs and the whole repository: each is traced, and judged by the rules and the probes.
+"""Traces commands, job files, recipes, runs and the whole repository, and judges them by the rules and the probes.
 
-The code that is judged must be the code of the process that judges it. So a tree at another place is judged in a child
-process, whose packages are those of that tree.
+The judged code must be the code of the judging process, so another source tree is judged in a child process that
+imports its packages.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from verification.tree import is_here, judge_elsewhere
 
 
 def verify_command(argv: Sequence[str], *, root: Path, **how: Any) -> Report:
-    """Judge one command, launcher included (`["torchrun", "--nproc-per-node=2", "pretrain.py", "lr=1e-3"]`).
+    """Judge one command with its launcher (`["torchrun", "--nproc-per-node=2", "pretrain.py", "lr=1e-3"]`).
 
-    `how` here and below: fields of a `Request`.
+    `how`, here and below: fields of a `Request`.
     """
     return judge([Request(argv=tuple(argv), **how)], root=root)[0]
 
 
 def judge(requests: Sequence[Request], *, root: Path) -> list[Report]:
-    """A report for each request, in order. Raises: UsageError for a run that is none."""
+    """A report for each request, in order. Raises: UsageError for a path that is not a run."""
     root = Path(os.path.abspath(root))
     plain = [one for one in requests if not one.overlay]
     judged = dict(zip(map(id, plain), _judge(plain, root) if plain else [], strict=True))
@@ -71,7 +71,7 @@ def _judge(requests: Sequence[Request], root: Path) -> list[Report]:
 
 
 def trace_request(request: Request, root: Path) -> tuple[Subject, list[Subject]]:
-    """The subject of a request, and those of the further jobs of its sweep. Raises: UsageError: no such run."""
+    """The subject of a request, and those of the further jobs of its sweep. Raises: UsageError for a missing run."""
     command = parse(request.argv)
     if command.script is not None:
         command = replace(command, script=script_file(command.script, root))
@@ -93,7 +93,7 @@ def trace_request(request: Request, root: Path) -> tuple[Subject, list[Subject]]
 
 
 def script_file(script: str, root: Path) -> str:
-    """A script of the command relative to the root, where it is below it by its path from there or from here."""
+    """The script of a command relative to the root, if it is below it (as a path from the root or from the cwd)."""
     top = root.resolve()
     for base in (top, Path.cwd()):
         place = base / user_path(script)
@@ -104,7 +104,7 @@ def script_file(script: str, root: Path) -> str:
 
 
 def report_of(subject: Subject, more: Sequence[Subject] = (), seen: Sequence[Finding] = ()) -> Report:
-    """Judge a subject by the rules; `seen` is what was observed of it, `more` the further jobs of its sweep."""
+    """Judge a subject by the rules; `seen`: findings from observations, `more`: the further jobs of its sweep."""
     findings = settled([*run_rules(subject), *seen])
     known = {(one.code, one.message) for one in findings}
     order = {code: number for number, code in enumerate(CODES)}
@@ -126,7 +126,7 @@ def report_of(subject: Subject, more: Sequence[Subject] = (), seen: Sequence[Fin
 
 
 def _of_sweep(subject: Subject, more: Sequence[Subject], known: set[tuple[str, str]]) -> Iterator[Finding]:
-    """What is amiss with the further jobs of a sweep and not `known`; a report is of the first one."""
+    """Faults of the further jobs of a sweep that are not `known` from the first one."""
     for number, other in enumerate(more, 1):
         mine = subject.trace.jobs[number]
         what = " ".join(word for word in mine if word not in subject.trace.jobs[0])
@@ -148,10 +148,11 @@ def verify_file(
     pending: bool = False,
     **how: Any,
 ) -> list[Report]:
-    """Every job of a job file, or the one of id `job` or at `line`; `pending` leaves out done and failed ones.
+    """Judge every job of a job file, or the one with id `job` or at `line`; `pending` skips done and failed ones.
 
-    Lines that are not jobs, duplicates and names that are used twice are findings of a report of the file's own.
-    Raises: UsageError for a file that cannot be read and a job that is not in it.
+    Lines that are not jobs, duplicates and repeated run names are findings in a report on the file itself.
+
+    Raises: UsageError for a file that cannot be read or a job that is not in it.
     """
     file = job_files.read(job_files.find(path, [root]))
     name = file.path.relative_to(root).as_posix() if file.path.is_relative_to(root) else str(file.path)
@@ -169,8 +170,8 @@ def verify_file(
     judged = iter(judge(requests, root=root))
     reports = []
     for one in chosen:
-        amiss = replace(finding("JOB001", "FAIL", one.error or "", name, one.line_number), job=one.id)
-        reports.append(Report(one.id, findings=[amiss]) if one.error else next(judged))
+        error = replace(finding("JOB001", "FAIL", one.error or "", name, one.line_number), job=one.id)
+        reports.append(Report(one.id, findings=[error]) if one.error else next(judged))
     if job is None and line is None:
         reports.insert(0, Report(name, findings=file_findings(file, name, reports)))
     return reports
@@ -200,7 +201,7 @@ def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report])
 
 
 def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Report]:
-    """Each cfg_*.yaml as its own `script:` would run it; its header states what is meant in an `#@ intent:` line."""
+    """Judge each cfg_*.yaml as its `script:` would run it; its header states the intent in an `#@ intent:` line."""
     requests, notes = [], []
     for path in paths:
         file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
@@ -219,7 +220,7 @@ def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Rep
 
 
 def recipe_command(root: Path, path: Path) -> list[str]:
-    """The script of a recipe and its arguments: its name, and a value for each key that has to be given."""
+    """The script of a recipe and its arguments: the recipe's name, and a value for each required key."""
     script = recipe_script(root, path)
     known = Path(script).stem in FAMILIES
     required = family_of(Path(script).stem, "script").schema.REQUIRED if known else {}
@@ -227,12 +228,12 @@ def recipe_command(root: Path, path: Path) -> list[str]:
 
 
 def recipes(root: Path) -> list[Path]:
-    """All recipes of a tree, by name."""
+    """All recipes of a tree, sorted by name."""
     return sorted((root / "config").glob("cfg_*.yaml"))
 
 
 def recipe_script(root: Path, path: Path) -> str:
-    """The script that a recipe declares, itself or through its defaults; pretrain.py where none does."""
+    """The script that a recipe or one of its defaults declares; else pretrain.py."""
     for _, text in built_on(path.stem, lambda name: text_of(root / "config" / f"{name}.yaml")):
         if match := re.search(r"^script:\s*(\S+\.py)", text, re.MULTILINE):
             return match[1]
@@ -240,14 +241,14 @@ def recipe_script(root: Path, path: Path) -> str:
 
 
 def verify_run(run: Path, *, root: Path, **how: Any) -> Report:
-    """A run, by its stored config, against today's code and what its command means today. Raises: UsageError."""
+    """Judge a run: its stored config with the current code, and what its command composes to. Raises: UsageError."""
     run = run_folder(run)
     request = Request(argv=tuple(command_of(run)), job=str(run), run=str(run.absolute()), **how)
     return judge([request], root=root)[0]
 
 
 def run_verdict(run: Path) -> tuple[str, list[str]]:
-    """The verdict of the rules on a run, and a line for each fault; SKIP with the reason where they cannot judge it."""
+    """The verdict of the rules on a run and a line for each fault; SKIP with the reason if they cannot judge it."""
     try:
         report = verify_run(run, root=ROOT, probes=False)
     except UsageError as error:
@@ -256,7 +257,7 @@ def run_verdict(run: Path) -> tuple[str, list[str]]:
 
 
 def verify_docs(root: Path, **how: Any) -> list[Report]:
-    """One report for each page that has commands. Their behaviour is that of the recipes: only the rules judge them."""
+    """A report for each page with commands. Only the rules judge them, as their behaviour is that of the recipes."""
     commands = entry_commands(root)
     requests = [
         Request(argv=one.words, where=one.file, line=one.line, overlay=one.overlay, **{**how, "probes": False})
@@ -267,7 +268,7 @@ def verify_docs(root: Path, **how: Any) -> list[Report]:
 
 
 def verify_all(root: Path, *, docs: bool = True, **how: Any) -> list[Report]:
-    """All job files, recipes and documented commands under `root`."""
+    """Judge all job files, recipes and documented commands below `root`."""
     root = Path(root)
     reports: list[Report] = []
     for path in sorted((root / "jobs").glob("jobs-*.txt")):

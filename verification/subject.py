@@ -1,6 +1,6 @@
-"""What is judged: a traced command with the classes, data and length that its config leads to.
+"""The subject of a judgement: a traced command with the classes, data and length of its config.
 
-Of classes a subject has what `verification.link` keeps of them; where it has to import one, torch is loaded.
+Classes are described by `verification.link`; torch is imported only if one of them is not in its cache.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Kind = Literal["job", "recipe", "command", "launch"]
 
 
 def text_of(path: Path) -> str | None:
-    """The content of a file, None where there is none."""
+    """The content of a file; None if there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 @functools.cache
 def optimizer_keys(root: Path) -> frozenset[str]:
-    """Keys of the run that reach an optimizer through its file: what a file of config/optimizer takes as `${key}`."""
+    """Run keys that reach an optimizer through its file: those that a file of config/optimizer uses as `${key}`."""
     files = sorted((root / "config" / "optimizer").glob("*.yaml"))
     return frozenset(re.findall(r"\$\{(\w+)\}", "".join(path.read_text(encoding="utf-8") for path in files)))
 
@@ -49,27 +49,27 @@ def plain(value: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Request:
-    """One command to judge, and what is meant by it; `run` is the folder of the run that is judged by it."""
+    """A command to judge, and its intent; `run`: the folder of a run to judge in place of its command."""
 
     argv: tuple[str, ...] = ()
     intent: Mapping[str, str] | None = None
     where: str = ""
-    """The file that holds the command, and its line."""
+    """The file that has the command; its line is `line`."""
     line: int = 0
     kind: Kind = "command"
-    """A warm-up longer than the run is forgiven to a command whose max_steps cut it, not to a job or a recipe."""
+    """A job or a recipe is judged more strictly: for a command, a max_steps below the warm-up is only a warning."""
     job: str = ""
     run: str = ""
     with_data: bool = False
     """Whether the contents of data sets are read."""
     local_data: bool = True
-    """Whether data sets on this machine are read at all; else each is known by its entry in the catalogue."""
+    """Whether data sets on this machine are read at all; else their entries in the catalog are used."""
     probes: bool = True
-    """Whether a tiny instance is observed; else only rules judge."""
+    """Whether a tiny instance is observed; else only the rules judge."""
     dynamic: bool = False
     """Whether the deeper probes (DYN7xx) run, and a run's tensors are compared."""
     overlay: Mapping[str, str] = field(default_factory=dict)
-    """Text of modules, by file, that are in the tree for this command only."""
+    """Text of modules, by file, that exist for this command only."""
 
 
 @dataclass(kw_only=True)
@@ -79,13 +79,14 @@ class Subject(Request):
     trace: Trace
     command: Command
     checkpoint: Path | None = None
-    """The run that is judged; then the trace has its stored config, and `today` what its command composes to."""
+    """The judged run; the trace then has its stored config, and `today` what its command composes to now."""
     today: dict[str, Any] | None = None
     no_today: str = ""
+    """Why `today` is None."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What one rule leaves for the report."""
+    """Results that a rule leaves for the report."""
 
-    # --- the trace, by short names ------------------------------------------------------------------------------------
+    # --- shortcuts into the trace -------------------------------------------------------------------------------------
 
     @property
     def root(self) -> Path:
@@ -118,19 +119,18 @@ class Subject(Request):
 
     @property
     def requires(self) -> Mapping[str, str]:
-        """FAMILY, DATA_MODE: what the script's family works with."""
+        """FAMILY and DATA_MODE that the script's family requires."""
         script = self.trace.script
         return script.declared.requires if script and script.declared else {}
 
     @property
     def misdeclared(self) -> dict[str, str]:
-        """What the script requires of a model class and the model declares otherwise, or not at all: key -> value
-        required."""
+        """Key -> required value for what the model class declares otherwise, or not at all."""
         return {key: value for key, value in self.requires.items() if self.model.declared.get(key) != value}
 
     @property
     def arch(self) -> dict[str, Any]:
-        """The resolved arch block, empty where there is none."""
+        """The resolved arch block; empty if there is none."""
         block = (self.resolved or {}).get("arch")
         return block if isinstance(block, dict) else {}
 
@@ -140,12 +140,12 @@ class Subject(Request):
 
     @property
     def arch_file(self) -> str:
-        """The chosen file of the group `arch`, "" where no choice is known."""
+        """The chosen file of the group `arch`; "" if no choice is known."""
         choice = self.choices.get("arch")
         return self.trace.locate(f"arch/{choice}") if choice else ""
 
     def arch_place(self, key: str = "arch.name") -> tuple[str, int]:
-        """Where a key of the arch block is set, else the arch file."""
+        """File and line that set a key of the arch block; else the arch file."""
         place = self.trace.key_line(key)
         return place if place[0] else (self.arch_file, 0)
 
@@ -156,16 +156,16 @@ class Subject(Request):
 
     @property
     def place(self) -> tuple[str, int]:
-        """Where the command stands."""
+        """File and line of the command."""
         return self.where, self.line
 
     def text(self, file: str) -> str | None:
-        """The content of a file below the root, None where there is none."""
+        """The content of a file below the root; None if there is none."""
         return text_of(self.root / file) if file else None
 
     @functools.cached_property
     def given(self) -> dict[str, Any]:
-        """Dotted keys that the command sets, with their values; group choices and deletions are left out."""
+        """Dotted keys that the command sets, with their values; without group choices and deletions."""
         words = [word for word in self.trace.overrides if not word.startswith("~")]
         if len(self.trace.jobs) > 1 or not self.trace.composed:
             words = [word for word in words if "," not in word]
@@ -191,31 +191,31 @@ class Subject(Request):
         return [follow(f"evaluators[{n}].name", entry, "evaluators") for n, entry in enumerate(entries)]
 
     def declares(self, name: str) -> Any:
-        """A class variable of the model (FAMILY, DATA_MODE, ACT_MODE), None where it declares none."""
+        """A class variable of the model (FAMILY, DATA_MODE, ACT_MODE); None if it does not declare it."""
         return self.model.declared.get(name)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def family(self) -> Verification | None:
-        """The `Verification` of the script's family (tasks/<family>/verify.py), None where it has none."""
+        """The `Verification` of the script's family (tasks/<family>/verify.py); None if it has none."""
         script = self.trace.script
         return specification(script.declared) if script and script.declared else None
 
     def part(self, name: str) -> ModuleType | None:
-        """A module of the family's folder, None where there is none."""
+        """A module of the family's folder; None if there is none."""
         script = self.trace.script
         return script.declared.part(name) if script and script.declared else None
 
     @property
     def package(self) -> str:
-        """The family's folder as a package, tasks.<family>; "" where the script has no family."""
+        """The family's package, tasks.<family>; "" if the script has no family."""
         script = self.trace.script
         return script.declared.package if script and script.declared else ""
 
     @functools.cached_property
     def task(self) -> str | None:
-        """package@Class of the task that the script's family trains with, None where that is not one class."""
+        """package@Class of the task of the script's family; None unless it has exactly one."""
         tasks = recall(["tasks", self.package], self._tasks) or [] if self.package else []
         return f"{self.package}@{tasks[0]}" if len(tasks) == 1 else None
 
@@ -227,7 +227,7 @@ class Subject(Request):
 
     @functools.cached_property
     def data(self) -> list[DataPath]:
-        """The data sets that the config names."""
+        """The data sets of the config."""
         paths = (
             self.family.data(self.resolved, self.trace.cwd, self.local_data) if self.family and self.resolved else ()
         )
@@ -235,5 +235,5 @@ class Subject(Request):
 
     @functools.cached_property
     def steps(self) -> int | None:
-        """Optimizer steps of the whole run, as the family counts them; None where that is unknown."""
+        """Optimizer steps of the whole run, as the family counts them; None if unknown."""
         return self.family.steps(self) if self.family and self.resolved else None

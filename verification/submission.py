@@ -1,4 +1,4 @@
-"""The review of a command before it is started or submitted somewhere (scripts/launch.py)."""
+"""Reviews a command before it is started or submitted (scripts/launch.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verification.static import verify_command
 
 
 def review(spec: LaunchSpec, to: str, emit: Callable[[str], None]) -> None:
-    """The rules of a launch, on the command with its ranks. Raises: UsageError where one fails."""
+    """Judge a command with its ranks by the rules of a launch. Raises: UsageError if one fails."""
     job, words = spec.job, spec.words(to)
     script = spec.script(words)
     if script is None:

@@ -1,4 +1,4 @@
-"""Judging a tree at another place: in a forked child whose packages are those of that tree."""
+"""Judges another source tree in a forked child that imports the packages of that tree."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from verification.finding import Finding, Report
 
 HERE = Path(__file__).resolve().parents[1]
 ADOPTED: list[Path] = []
-"""In a child: the tree whose packages it has loaded."""
+"""In a child: the tree whose packages it has imported."""
 CODE = (*SLOTS, "engine")
-"""What a run's behaviour is made of."""
+"""Packages on which a run's behaviour depends."""
 OURS = (*CODE, "launcher", "verification", "scripts", "reports", "viewer")
 
 
 def is_here(root: Path) -> bool:
-    """Whether the code below `root` is, byte for byte, the code of this process."""
+    """Whether the code below `root` is byte for byte that of this process."""
     if root.resolve() in (HERE, *ADOPTED):
         return True
     ours, theirs = sources(HERE), sources(root)
@@ -37,15 +37,15 @@ def is_here(root: Path) -> bool:
 
 
 def sources(root: Path, packages: Iterable[str] = CODE) -> dict[str, Path]:
-    """Relative name -> file of the scripts below `root` and of all modules of some packages."""
+    """Relative name -> file of the scripts in `root` and of all modules of `packages`."""
     files = [*root.glob("*.py"), *(path for name in packages for path in (root / name).rglob("*.py"))]
     return {path.relative_to(root).as_posix(): path for path in files}
 
 
 def judge_elsewhere(requests: Sequence[Any], root: Path, overlay: Mapping[str, str] | None = None) -> list[Report]:
-    """`verification.static.judge` by the code below `root`; `overlay` is text of files that it has besides.
+    """`verification.static.judge` run by the code below `root`; `overlay`: text of additional files.
 
-    Raises: UsageError as the child raised it; RuntimeError with the child's traceback.
+    Raises: UsageError as raised in the child; RuntimeError with the child's traceback.
     """
     if overlay:
         with tempfile.TemporaryDirectory(prefix="verify-") as folder:
@@ -70,7 +70,7 @@ def _child(sender: Any, requests: list[dict[str, Any]], root: Path) -> None:
     try:
         sender.send(("reports", _judged(requests, root.resolve())))
     except BaseException as error:
-        # by name: the class is that of the tree's own engine
+        # compared by name: the class belongs to the engine of the other tree
         refused = type(error).__name__ == "UsageError"
         sender.send(("refused", str(error)) if refused else ("broken", traceback.format_exc()))
     finally:
@@ -87,14 +87,14 @@ def _judged(requests: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
     sys.path[:] = [str(root), *(place for place in sys.path if place not in ("", str(root)))]
     importlib.invalidate_caches()
     static = importlib.import_module("verification.static")
-    importlib.import_module("engine.cli.compose").CACHE.update(kept)  # by the content of files
+    importlib.import_module("engine.cli.compose").CACHE.update(kept)  # valid here, too: keyed by the content of files
     importlib.import_module("verification.tree").ADOPTED.append(root)
     reports = static.judge([static.Request(**one) for one in requests], root=root)
     return [report.record() for report in reports]
 
 
 def _with_files(root: Path, target: Path, files: Mapping[str, str]) -> Path:
-    """A tree of links to `root`, with folders of its own where `files` stand."""
+    """A tree of links to `root` with real folders and files for `files`."""
     folders = {parent for file in files for parent in Path(file).parents}
 
     def link(folder: Path) -> None:

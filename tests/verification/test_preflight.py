@@ -71,7 +71,7 @@ def test_a_launch_takes_what_was_observed_before_and_observes_nothing_itself(
     seen = [Finding("MOD440", "FAIL", "5", "nothing is carried", "carry it", "models/a.py", 3)]
     seen += [Finding("SCR140", "WARN", "2", "a comment of the other mode")]
     known: list[dict] = []
-    monkeypatch.setattr(observed, "recall", lambda question, answer, lasts: answer() if answer else known)
+    monkeypatch.setattr(observed, "recall", lambda question, compute, keep_if: compute() if compute else known)
     preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
     known += [asdict(one) for one in seen]
     with pytest.raises(UsageError, match=r"MOD440 models/a.py:3: nothing is carried: carry it .*; verify=warn"):

@@ -39,7 +39,7 @@ def test_a_question_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "MEMORY", {})  # another process
     assert recall.recall(["q", 1], answer) == recall.recall(["q", 1], None) == SEEN
     assert len(asked) == 1
-    recall.recall(["q", 2], answer, lasts=lambda value: False)
+    recall.recall(["q", 2], answer, keep_if=lambda value: False)
     monkeypatch.setattr(recall, "MEMORY", {})
     assert recall.recall(["q", 2], None) is None
 

@@ -1,4 +1,4 @@
-"""The rules, in the guide's order. Importing this fills the table."""
+"""The rules, in the guide's order. Importing this package fills the table."""
 
 from __future__ import annotations
 

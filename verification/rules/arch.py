@@ -1,4 +1,4 @@
-"""Step 4: the arch config and what it names."""
+"""Step 4: the arch config and the classes that it names."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def halting_keys(subject: Subject) -> Iterator[Finding]:
 
 
 def arch_files(subject: Subject) -> list[tuple[str, str]]:
-    """(name, text) of the chosen arch file and of those that it is built on."""
+    """(name, text) of the chosen arch file and of the files on which it is built."""
     files = [one for one in subject.trace.files if one.package == "arch" or one.path.parent.name == "arch"]
     return [(subject.trace.relative(one.path), one.text) for one in files]
 
@@ -127,7 +127,7 @@ def keys(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable(f"{model.cls_name} has no Config")
     for file, content in arch_files(subject):
         for _, option, line in defaults_lines(content):
-            name = option.partition("@")[0].rpartition("/")[2]  # of a dataclass whose defaults the file begins with
+            name = option.partition("@")[0].rpartition("/")[2]  # the dataclass whose defaults the file starts from
             schema = option.startswith("/defaults/") and option.endswith("@_here_")
             if schema and name not in model.config_bases and "arch.name" not in mine:
                 text = f"{file} has the defaults of {name}, but {model.cls_name} is configured by {model.config}"

@@ -15,7 +15,7 @@ from verification.subject import Subject
 
 
 def built_on(name: str, read: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
-    """(name, text) of a recipe, and of those that it is built on; `read` gives the text of a name."""
+    """(name, text) of a recipe and of those on which it is built; `read(name)` returns a text."""
     pending, seen = [name], set[str]()
     while pending:
         if (name := pending.pop(0)) not in seen and (text := read(name)):
@@ -25,7 +25,7 @@ def built_on(name: str, read: Callable[[str], str | None]) -> Iterator[tuple[str
 
 
 def listed(subject: Subject, group: str) -> list[tuple[str, str, int]]:
-    """(file, option, line) where the recipe, or one that it is built on, lists a group in its defaults."""
+    """(file, option, line) where the recipe, or one on which it is built, lists a group in its defaults."""
     locate = subject.trace.locate
     return [
         (locate(name), option, line)
@@ -125,7 +125,7 @@ def evaluators(subject: Subject) -> Iterator[Finding]:
     entries = config.get("evaluators") or []
     if not entries and not config.get("final_eval", True) and not config.get("eval_interval"):
         text = "nothing is evaluated: no evaluator, no eval_interval, final_eval=false"
-        level: Level = "WARN" if subject.kind in ("job", "recipe") else "INFO"  # who types it means it
+        level: Level = "WARN" if subject.kind in ("job", "recipe") else "INFO"  # on the command line it is on purpose
         yield finding("CFG240", level, text, *subject.trace.key_line("final_eval"), "final_eval=true")
     for link in subject.evaluators:
         if link.problem:
@@ -135,13 +135,13 @@ def evaluators(subject: Subject) -> Iterator[Finding]:
 
 
 def warmup_key(config: dict[str, Any]) -> str:
-    """What a script calls its warm-up; the first name where it has none."""
+    """The name of a script's warm-up key; the first known name if it has none."""
     names = ("lr_warmup_steps", "warmup_steps", "warmup_iters")
     return next((name for name in names if name in config), names[0])
 
 
 def is_default(subject: Subject, key: str, file: str) -> bool:
-    """Whether neither the command nor a recipe gave a key: dataclass, config/base or the script's own config did."""
+    """Whether a key's value is a default (of the dataclass, config/base or the script's own config)."""
     own = subject.trace.script.config_name if subject.trace.script else ""
     place = Path(file)
     default = place.suffix != ".yaml" or place.parent.name == "base" or place.stem == own
@@ -170,7 +170,7 @@ def length(subject: Subject) -> Iterator[Finding]:
     if run == limit and total != limit:
         text += f" (max_steps; the recipe's own end is {total})"
     if warmup and warmup >= run:
-        # max_steps at a launch is a smoke test, and a default is nobody's wish; the same in a file is a plan
+        # max_steps at a launch is a smoke test, and a default was not chosen; in a job or recipe both are a plan
         planned = subject.kind in ("job", "recipe")
         cut = isinstance(limit, int) and not planned
         meant = planned or not is_default(subject, key, place[0])

@@ -1,4 +1,4 @@
-"""Data: mode and names; contents, where asked for (--data) and there, are for the families (`Verification.rules`)."""
+"""Data: modes and names. With --data, families judge the contents of existing data sets (`Verification.rules`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verification.subject import Subject
 
 
 def stated_mode(subject: Subject) -> str | None:
-    """The data mode of the data sets that the script works with, else the model's."""
+    """The data mode that the script's family reads, or requires, or else the model's."""
     need_config(subject)
     reads = subject.family.reads if subject.family else ""
     return reads or subject.requires.get("DATA_MODE") or subject.declares("DATA_MODE")
@@ -56,7 +56,7 @@ def data_name(subject: Subject) -> Iterator[Finding]:
 
 
 def there(subject: Subject) -> list[DataPath]:
-    """Data sets that are on this machine, to be read. Raises NotApplicable."""
+    """The usable data sets on this machine. Raises NotApplicable without --data, or if there are none."""
     need_config(subject)
     if not subject.with_data:
         raise NotApplicable("contents are read with --data only")

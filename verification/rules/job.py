@@ -23,13 +23,13 @@ SUFFIX = re.compile(
     r"[_-](original|orig|old|backup|bak|copy|deprecated|legacy)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE
 )
 BY_MACHINE = ("gpu", "cpu", "auto")
-"""What torchrun counts by itself."""
+"""Values of --nproc-per-node with which torchrun counts the devices itself."""
 LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "srun", "mpirun")
 OURS = ("dataset", "engine", "launcher", "scripts", "tests", "verification")
 
 
 def backup_suffix(name: str) -> str:
-    """The suffix that marks a backup copy, "" for a good name (of a file or module; dots separate parts)."""
+    """The suffix that marks a file or module (whose parts dots separate) as a backup copy; "" if there is none."""
     for part in name.removesuffix(".py").removesuffix(".yaml").split("."):
         if match := SUFFIX.search(part):
             return match[0]
@@ -156,7 +156,7 @@ def overrides_are_read(subject: Subject) -> Iterator[Finding]:
 
 
 def not_taken(subject: Subject, key: str) -> str:
-    """Why a key that optimizers get from their file has no effect: the chosen one's does not take it. "": it does."""
+    """Why a key that reaches optimizers through their file has no effect: the chosen file does not use it; else ""."""
     choice = subject.choices.get("optimizer")
     texts = [*(file.text for file in subject.trace.files), *subject.trace.overrides]
     if not choice or key not in optimizer_keys(subject.root) or any(f"${{{key}}}" in text for text in texts):
@@ -175,8 +175,8 @@ NAMED_VALUES = {
     "ema": "ema_rate",
     "wd": "weight_decay",
 }
-"""Word of a run name in front of a number -> the keys that it may stand for; the first that the config has counts. A
-family has more (`Verification.named_values`)."""
+"""Word before a number in a run name -> keys that it may stand for; the first one in the config is used. Families have
+more (`Verification.named_values`)."""
 
 
 @rule("JOB032")
@@ -188,7 +188,7 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("no run_name is given")
     name = Path(name).name
     archs, chosen = subject.trace.options("arch/*"), str(subject.choices.get("arch"))
-    script = Path(subject.command.script or "").stem or chosen  # a name that nobody gave begins with the script's
+    script = Path(subject.command.script or "").stem or chosen  # default names begin with the script's
     plain = name.lower().replace(script, "").replace(chosen, "")
     others = [token for token in re.split(r"[_\-/,]+", plain) if token in archs and token != chosen]
     contradictions = [f"'{token}' in the name, but arch={chosen}" for token in others]
@@ -224,7 +224,7 @@ def paths_exist(subject: Subject) -> Iterator[Finding]:
 
 
 def same(meant: str, actual: Any) -> bool:
-    """Whether the text of an intent means a resolved value."""
+    """Whether the text of an intent equals a resolved value."""
     if isinstance(actual, list | tuple):
         return same(meant.strip("[]"), ",".join(str(item) for item in actual))
     if isinstance(actual, bool) or actual is None:
@@ -236,7 +236,7 @@ def same(meant: str, actual: Any) -> bool:
 
 
 def intended(subject: Subject) -> dict[str, Any]:
-    """The keys that an intent may state, with what is resolved."""
+    """The keys that an intent may state, with their resolved values."""
     stated = {group: choice for group, choice in subject.choices.items() if "/" not in group} | {
         "mode": subject.declares("DATA_MODE"),
         "act": subject.declares("ACT_MODE"),
@@ -277,7 +277,7 @@ def intent_is_met(subject: Subject) -> Iterator[Finding]:
             continue
         actual = known[key] if key in known else value_at(config, key)
         if key == "data" and {entry.mode for entry in subject.data} == {meant}:
-            continue  # a mode of data in place of their names
+            continue  # the data mode in place of the names
         if not same(meant.removesuffix(".py") if key == "script" else meant, actual):
             yield finding("JOB034", "FAIL", f"intended {key}={meant}, resolved {key}={actual}", *place)
     text = "as intended: " + " ".join(f"{key}={meant}" for key, meant in subject.intent.items())

@@ -1,4 +1,4 @@
-"""Step 2, the entry script's declarations (what it does with them is observed), and step 6: all forms one mode."""
+"""Step 2: the entry script's declarations (its behaviour is observed). Step 6: all parts form one mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that exists (--checkpoint): its stored config, signature and step against today's."""
+"""An existing run (--checkpoint): its stored config, signature and step, compared with the current code."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from verification.subject import Subject
 
 
 def run_of(subject: Subject) -> Path:
-    """The run that is judged. Raises NotApplicable."""
+    """The folder of the judged run. Raises NotApplicable."""
     if subject.checkpoint is None:
         raise NotApplicable("no run is examined (--checkpoint RUN)")
     return subject.checkpoint
 
 
 def leaves(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of every leaf that is part of a run's identity."""
-    counted = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    return {key: value for key, value in flatten(counted) if not isinstance(value, dict)}
+    """Dotted key -> value of every leaf that belongs to a run's identity."""
+    identity = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return {key: value for key, value in flatten(identity) if not isinstance(value, dict)}
 
 
 @rule("CKP610", at_launch=False)
@@ -56,8 +56,8 @@ def stored_config(subject: Subject) -> Iterator[Finding]:
         yield finding("CKP610", "FAIL", f"{file} is damaged", str(file))
         return
     before, today = leaves(stored), leaves(subject.today)
-    if younger := [f"{key}={value}" for key, value in today.items() if key not in before]:
-        yield finding("CKP610", "WARN", f"keys newer than the run: {', '.join(younger)}", str(file))
+    if newer := [f"{key}={value}" for key, value in today.items() if key not in before]:
+        yield finding("CKP610", "WARN", f"keys newer than the run: {', '.join(newer)}", str(file))
     for key in [key for key in before if before[key] != today.get(key)]:
         text = f"{key}: {before[key]} in the run, {today.get(key)} composed today"
         yield finding("CKP610", "FAIL", text, str(file))
@@ -105,17 +105,17 @@ def stored_step(subject: Subject) -> Iterator[Finding]:
 
 
 def resume(trace: Trace) -> None:
-    """Under resume=true put the stored config under the command's values, as the launch does.
+    """With resume=true, apply the command's values to the stored config, as the launch does.
 
-    A run that is not here, or whose folder only the launch can name (by run_name=null), leaves the trace as composed.
-    What the launch refuses, e.g. another arch, is a problem of the link `schema`.
+    If there is no such run, or only the launch can name its folder (run_name=null), the trace stays as composed. What
+    the launch refuses, e.g. another arch, is a problem of the link `schema`.
     """
     config = trace.resolved or {}
     folder = trace.cwd / user_path(str(config.get("run_dir")))
     if not (folder / "config.yaml").is_file():
         return
     try:
-        trace.problems.pop("schema", None)  # of the command beside its recipe
+        trace.problems.pop("schema", None)  # that of the command with its recipe
         adopt(trace, folder, trace.overrides)
         assert trace.resolved is not None
         trace.resolved["run_dir"] = config["run_dir"]
@@ -124,7 +124,7 @@ def resume(trace: Trace) -> None:
 
 
 def adopt(trace: Trace, run: Path, overrides: list[str]) -> None:
-    """Make the stored config of `run`, with `overrides` on top, the one that is judged.
+    """Judge the stored config of `run` with `overrides` instead of the composed one.
 
     Raises: UsageError, OmegaConfBaseException.
     """
@@ -143,14 +143,14 @@ def adopt(trace: Trace, run: Path, overrides: list[str]) -> None:
 
 
 def run_folder(path: Path) -> Path:
-    """The run that a path names: its folder, or one of its checkpoints."""
+    """The run folder of a path to it or to one of its checkpoints."""
     return next((one for one in (path, path.parent, path.parent.parent) if (one / "overrides.txt").is_file()), path)
 
 
 def examine(subject: Subject, run: Path) -> None:
-    """Judge the run itself; the subject is its command, traced as of today, and keeps that as `today`.
+    """Judge the run itself; what its command composes to now is kept as `today`.
 
-    Raises: UsageError for a stored config that this version does not read.
+    Raises: UsageError for a stored config that this version cannot read.
     """
     words, trace = command_of(run), subject.trace
     links = ("config", "compose", "schema", "resolve")
@@ -168,7 +168,7 @@ def examine(subject: Subject, run: Path) -> None:
 
 
 def tensors(run: Path, config: dict[str, Any], script: ModuleType) -> Finding:
-    """CKP612: the newest checkpoint of a run against the names that today's model has. Loads torch."""
+    """CKP612: compare the newest checkpoint of a run with the tensor names of the current model. Imports torch."""
     from engine.checkpoint.state_tree import tensor_file_fault, tensor_shapes
     from verification.probes.session import tensor_names
 
@@ -191,7 +191,7 @@ def tensors(run: Path, config: dict[str, Any], script: ModuleType) -> Finding:
 
 
 def command_of(run: Path) -> list[str]:
-    """The launch that wrote `run` last, as words. Raises: UsageError where there is no run."""
+    """The words of the last launch that wrote `run`. Raises: UsageError if there is no run."""
     if not os.path.lexists(run / "config.yaml"):
         if runs := runs_below(run):
             raise UsageError(f"{run} is a folder of runs: name one of them, {', '.join(runs)}")
@@ -202,7 +202,7 @@ def command_of(run: Path) -> list[str]:
     name = origin.get("config_name")
     if not script or not name:
         raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it does not belong to a run")
-    # The script is followed by executing its schema: what a file names must be one of ours, in our folder.
+    # Tracing executes code of the script's family: the name in the file must be one of our scripts.
     if not isinstance(script, str) or script.removesuffix(".py") not in FAMILIES:
         hint = did_you_mean(str(script), FAMILIES)
         raise UsageError(f"{run}/config.yaml: script {script!r}: expected an entry script, {hint}")
@@ -212,8 +212,8 @@ def command_of(run: Path) -> list[str]:
 
 
 def _overrides(file: Path) -> list[str]:
-    """The values that the command gave. Flags and Hydra's own keys (where to search, what to start) are none of a
-    file's business. Raises: UsageError.
+    """The overrides of the command. Raises: UsageError, also for flags and Hydra's own keys (search paths, launchers),
+    which must not come from a file.
     """
     try:
         lines = [line for line in read_text(file).splitlines() if line]
