@@ -28,10 +28,10 @@ from verification.probes.instance import (
     first_batch,
     fit,
     listed,
+    perturb,
     runtime,
     same,
     step,
-    stir,
     tables,
 )
 from verification.probes.launch import create_model, replaced
@@ -110,7 +110,7 @@ def keys_take_effect(tiny: Tiny) -> Found:
     """CFG255: run keys of this family, besides those of the schedule and the optimizers."""
 
     def built(**run: Any) -> Any:
-        return tiny.build(stirred=False, run=PLAIN | run).task
+        return tiny.build(perturbed=False, run=PLAIN | run).task
 
     first = first_batch(built())
     for key, value in KEYS.items():
@@ -132,7 +132,7 @@ def fresh_encoding(tiny: Tiny) -> Found:
     encoder, recorder = task.model.encoder, Recorder(task.module, force)
     step(task, 1)
     old = {name: value.clone() for name, value in encoder.state_dict().items()}
-    stir(encoder)
+    perturb(encoder)
     step(task, 2)
     call = recorder.calls[-1]
     data, rows = call.output.carry.data, ~pattern(call.carry)
@@ -284,7 +284,7 @@ def kl_weight(tiny: Tiny) -> Found:
 
 def decoder_is_loaded(tiny: Tiny) -> Found:
     """DYN715: loading a decoder replaces every tensor of the decoder and none of the encoder."""
-    theirs, own = tiny.build().task.model.state_dict(), tiny.build(stirred=False).task.model
+    theirs, own = tiny.build().task.model.state_dict(), tiny.build(perturbed=False).task.model
     before = {name: value.clone() for name, value in own.state_dict().items()}
     load_decoder(own, decoder_part(theirs))
     after = own.state_dict()

@@ -46,7 +46,7 @@ def lines_of(recipe: str) -> list[dict[str, Any]]:
             tiny_recipe(ROOT / f"config/{recipe}.yaml", root=ROOT, data=Path(folder) / "data"),
             {"log_interval": 1},
         )
-        fit(tiny.build(stirred=False, run=run), tiny.config(run=run), write=write)
+        fit(tiny.build(perturbed=False, run=run), tiny.config(run=run), write=write)
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What another value of a config key changes: which values there are, and what distinguishes a short run."""
+"""What another value of a config key changes: candidate values, and the aspects in which short runs are compared."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from verification.spec import Settings
 TRIES = 6
 """Other values that are tried before a key is called dead."""
 NUMBERS = {int: (1, 2, 0), float: (0.5, 0.01, 2.0)}
-"""What is tried where the present value is null; of a number its 16th multiple, too: widths are rounded."""
+"""Candidates if the value is null."""
 Way = tuple[Settings, Settings]
-"""Settings that are held, and what is changed beside them; keys of the architecture begin with `arch.`."""
+"""(settings held in both runs, settings that change); keys of the architecture begin with `arch.`."""
 
 
 def try_out(
@@ -29,23 +29,24 @@ def try_out(
     see: Callable[[Settings], Mapping[str, Any]],
     refusals: tuple[type[Exception], ...] = (UsageError,),
 ) -> tuple[list[Settings], list[str], str]:
-    """(the ways that can be built, up to the first with an effect, at most TRIES; what it has changed; why the last
-    one was refused). `see`: settings -> what is seen with them, by name; errors of `refusals` are not answers.
+    """Try `ways` until one has an effect, at most TRIES: (settings that could be built, aspects that the last one
+    changed, why the last refused one was refused).
 
-    Compared bit for bit: what a dead key leaves alone is computed by the very same operations.
+    `see`: settings -> observation by aspect; an exception of `refusals` skips a way. Aspects are compared bit for bit:
+    with a dead key the same operations are executed.
     """
     tried: list[Settings] = []
     before: dict[str, Mapping[str, Any]] = {}
     refused = ""
-    for held, given in ways:
+    for held, changes in ways:
         try:
             if repr(held) not in before:
                 before[repr(held)] = see(held)
-            plain, after = before[repr(held)], see({**held, **given})
+            plain, after = before[repr(held)], see({**held, **changes})
         except refusals as error:
             refused = str(error)
             continue  # a value that does not fit the others
-        tried.append({**held, **given})
+        tried.append({**held, **changes})
         changed = [name for name in plain if not same(plain[name], after[name])]
         if changed or len(tried) == TRIES:
             return tried, changed, refused
@@ -53,14 +54,14 @@ def try_out(
 
 
 def declaration(tiny: Tiny, key: str) -> tuple[Any, Any]:
-    """(type, default) of a dotted arch key, None for what no dataclass declares."""
+    """(type, default) of a dotted arch key; (None, None) if no dataclass declares it."""
     head, _, name = key.rpartition(".")
     schema: Any
     if head == "loss":
         schema = getattr(resolve(value_at(tiny.full_arch, "loss.name") or "", "losses"), "Config", None)
     else:
         schema = getattr(tiny.model_class, "Config", None)
-        for part in head.split(".") if head else ():  # a block of the model's own
+        for part in head.split(".") if head else ():  # a nested block
             kind = typing.get_type_hints(schema).get(part) if schema else None
             schema = next((k for k in (kind, *get_args(kind)) if is_dataclass(k)), None)
     known = declared(schema) if schema else {}
@@ -68,7 +69,10 @@ def declaration(tiny: Tiny, key: str) -> tuple[Any, Any]:
 
 
 def candidates(kind: Any, value: Any) -> list[Any]:
-    """Other values of a type, the most telling first; none for text and lists, whose meaning nobody can guess."""
+    """Other values of a type, those most likely to have an effect first; none for text and lists.
+
+    Integers are also multiplied by 16, as widths are rounded.
+    """
     kinds = [part for part in (get_args(kind) if is_union(kind) else (kind,)) if part is not type(None)]
     values: list[Any] = []
     for one in kinds:
@@ -86,7 +90,7 @@ def candidates(kind: Any, value: Any) -> list[Any]:
 
 
 def others(present: Any, values: Iterable[Any]) -> list[Any]:
-    """The values that are not the present one, each once."""
+    """The values other than `present`, without repeats."""
     different: list[Any] = []
     for value in values:
         different += [value] if value != present and value not in different else []
@@ -94,10 +98,10 @@ def others(present: Any, values: Iterable[Any]) -> list[Any]:
 
 
 def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
-    """What distinguishes a short run with some keys replaced, aspect by aspect. Raises what building raises."""
+    """Observe a short run with some keys replaced: aspect -> value. Raises what building raises."""
     arch = {key.removeprefix("arch."): value for key, value in settings.items() if key.startswith("arch.")}
     run = {"log_interval": 1} | {key: value for key, value in settings.items() if not key.startswith("arch.")}
-    plan, config = tiny.build(stirred=False, run=run, **arch), tiny.config(run, **arch)
+    plan, config = tiny.build(perturbed=False, run=run, **arch), tiny.config(run, **arch)
     task, module = plan.task, plan.task.module
     batches: list[Any] = []
     lines: list[dict[str, Any]] = []
@@ -130,7 +134,7 @@ def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors of a nest as lists."""
+    """A nested value with its tensors as lists."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, Mapping):

@@ -1,8 +1,7 @@
-"""What a row is conditioned on, its embedded or encoded input: made anew at each step (MOD431, DYN701), with a gradient
-(MOD432, DYN702), in the way that the class declares (MOD430).
+"""Probes of the embedded or encoded input of a row: it is computed at each step (MOD431, DYN701), with a gradient
+(MOD432, DYN702), by the policy that the class declares (MOD430).
 
-Looked at are the modules that are given whole numbers (tokens, identifiers), and those that
-the family calls an encoder.
+Observed are modules with integer inputs (tokens, identifiers) and those that the family declares as encoders.
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ from verification.probes.registry import Note, probe
 
 
 def encodes(tiny: Tiny, name: str, given: Any) -> bool:
-    """Whether a call of the module `name` with these arguments embeds or encodes rows."""
+    """Whether a call of module `name` with arguments `given` embeds or encodes rows."""
     numbers = (one for one in given if isinstance(one, Tensor) and not one.is_floating_point())
     return tiny.spec.is_encoder(name) or any(one.dtype is not torch.bool for one in numbers)
 
 
 @dataclass
 class Gradients:
-    """What one whole episode embeds or encodes, and which parameters it trains, tables included."""
+    """Which parameters (and sparse tables) a whole episode trains, and what it embeds or encodes."""
 
     first: set[str] = field(default_factory=set)
-    """Those that a step of fresh rows gives a gradient."""
+    """Parameters that get a gradient from a step of fresh rows."""
     later: set[str] = field(default_factory=set)
-    """Those that the steps of continuing rows give one."""
+    """Parameters that get one from steps of continuing rows."""
     encoding: set[str] = field(default_factory=set)
-    """Those of modules that are given whole numbers (tokens, identifiers), and of encoders."""
+    """Parameters of encoders and of modules with integer inputs (tokens, identifiers)."""
     rows: list[Counter[str]] = field(default_factory=list)
-    """Step by step: module -> rows that it has embedded or encoded."""
+    """For each step: module -> number of rows that it embedded or encoded."""
     dry: str = ""
-    """Rows to whose embedding no gradient comes."""
+    """A message about rows whose embedding gets no gradient."""
     error: str = ""
     stale: str = ""
-    """Why a later step cannot be differentiated, although the first one can."""
+    """Why a later step cannot be differentiated although the first one can."""
 
 
 def gradients(tiny: Tiny) -> Gradients:
-    """The gradients of one whole episode, without an optimizer; observed once for all probes."""
+    """The gradients of a whole episode without an optimizer; observed once for all probes."""
     return tiny.once(_gradients)
 
 
@@ -91,9 +90,9 @@ def _gradients(tiny: Tiny) -> Gradients:
                     raise
                 seen.stale = " ".join(str(error).split())[:120]
                 return seen
-            moved = {n for n, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
-            moved |= {name for name, table in tables(task.module).items() if _touched(table)}
-            (seen.first if number == 1 else seen.later).update(moved)
+            trained = {n for n, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+            trained |= {name for name, table in tables(task.module).items() if _has_gradient(table)}
+            (seen.first if number == 1 else seen.later).update(trained)
             seen.dry = seen.dry or _dry(number, [output.grad for output in made if output.grad is not None])
             made.clear()
     finally:
@@ -102,7 +101,7 @@ def _gradients(tiny: Tiny) -> Gradients:
 
 
 def _dry(number: int, grads: list[Tensor]) -> str:
-    """Which rows of a micro-batch teach what embeds them nothing."""
+    """A message about rows of a micro-batch whose embedding gets no gradient; "" if there are none."""
     if not grads:
         return f"no gradient reaches what step {number} embeds: the embedding (encoder) never learns"
     rows = max(len(grad) for grad in grads)
@@ -113,12 +112,12 @@ def _dry(number: int, grads: list[Tensor]) -> str:
 
 
 def _episode_losses(tiny: Tiny, task: Any, rows: list[Counter[str]] | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(step, loss) of one whole episode in which every row continues to the end; two steps of models without episodes.
+    """(step, loss) of a whole episode in which no row halts early; two steps of models without episodes.
 
-    `rows` grows by a counter for each step.
+    A counter is appended to `rows` for each step.
     """
     if tiny.spec.act:
-        Recorder(task.module, _going_on)
+        Recorder(task.module, _none_halted)
     for number in range(1, max(tiny.max_steps if tiny.spec.act else 2, 2) + 1):
         if rows is not None:
             rows.append(Counter())
@@ -127,18 +126,18 @@ def _episode_losses(tiny: Tiny, task: Any, rows: list[Counter[str]] | None = Non
         finish_step(task)
 
 
-def _going_on(_: int, output: Any) -> Any:
-    """The output of a model none of whose rows has halted."""
+def _none_halted(_: int, output: Any) -> Any:
+    """The output with no row halted."""
     return replace(output, carry=replace(output.carry, halted=torch.zeros_like(output.carry.halted)))
 
 
-def _touched(table: Any) -> bool:
+def _has_gradient(table: Any) -> bool:
     return any(rows.grad is not None and bool((rows.grad != 0).any()) for _, rows in getattr(table, "pending", ()))
 
 
 @probe("MOD432", "MOD420")
 def reaches(tiny: Tiny) -> Iterator[str | Note]:
-    """Parameters that change the losses of an episode and get no gradient from them."""
+    """Parameters that change the losses of an episode but get no gradient from them."""
     seen, model = gradients(tiny), tiny.build().task.module
     if seen.error:
         yield Note("FAIL", seen.error, tiny.task_class.loss)
@@ -153,7 +152,7 @@ def reaches(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def _episode_sum(tiny: Tiny, name: str) -> float:
-    """The losses of an episode, with noise on parameter (or sparse table) `name`."""
+    """The sum of the losses of an episode, with noise on the parameter (or sparse table) `name`."""
     task = tiny.build().task
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -161,13 +160,13 @@ def _episode_sum(tiny: Tiny, name: str) -> float:
             values = {n: table.weights for n, table in tables(task.module).items()}
             values |= dict(task.module.named_parameters())
             values[name].add_(torch.randn(values[name].shape, generator=generator).to(values[name].dtype))
-        torch.manual_seed(5)  # of dropout
+        torch.manual_seed(5)  # for dropout
         return sum(float(loss) for _, loss in _episode_losses(tiny, task))
 
 
 @probe("MOD431", "MOD432", "MOD440", act=True)
 def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
-    """Whether steps of continuing rows train what the first step trained."""
+    """Steps of continuing rows train the encoding parameters that the first step trained."""
     seen, dynamic = gradients(tiny), getattr(tiny.model_class, "ACT_MODE", None) == "dynamic"
     missing = sorted((seen.first - seen.later) & seen.encoding)
     if not seen.stale and not missing:
@@ -182,13 +181,13 @@ def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("MOD430", "MOD421", "MOD432", act=True)
 def encoding(tiny: Tiny) -> Iterator[str | Note]:
-    """Whether answers depend on the input, and whether the encoder's policy is the declared one."""
+    """Answers depend on the input, and the encoder's policy is the declared one."""
     task = tiny.build().task
     model, batch = task.module.train(), first_batch(task)
     other = {name: value.roll(1, 0) if name == "inputs" else value for name, value in batch.items()}
     with torch.no_grad():
-        plain, moved = (model(one, None).logits for one in (batch, other))
-    if torch.equal(plain, moved):
+        plain, changed = (model(one, None).logits for one in (batch, other))
+    if torch.equal(plain, changed):
         yield "the answer does not depend on the input: nothing of it is encoded"
         return
     encoders = [name for name, _ in model.named_modules() if tiny.spec.is_encoder(name)]
@@ -205,7 +204,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("DYN701", act=True)
 def encoded_rows(tiny: Tiny) -> Iterator[str]:
-    """Rows that each later step embeds, all of which continue, against those of the first."""
+    """Each later step, in which all rows continue, embeds as many rows as the first."""
     if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
         raise Unobservable("what a step must encode is known of dynamic halting only")
     first, *later = gradients(tiny).rows
@@ -218,7 +217,7 @@ def encoded_rows(tiny: Tiny) -> Iterator[str]:
 
 @probe("DYN702", act=True)
 def gradient_of_rows(tiny: Tiny) -> Iterator[str]:
-    """The gradient of the loss of each step with respect to what the step embedded."""
+    """The gradient of each step's loss with respect to what the step embedded."""
     seen = gradients(tiny)
     if problem := seen.error or seen.stale or seen.dry:
         yield problem

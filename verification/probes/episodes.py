@@ -1,7 +1,7 @@
-"""Episodes over two steps: the carry (DYN705, MOD440), whose example a row works on (DYN706, MOD441), the form of the
-loop (SCR130), when rows halt (DYN707).
+"""Probes of two-step episodes: the carry (DYN705, MOD440), the example of each row (DYN706, MOD441), the form of the
+loop (SCR130), halting (DYN707).
 
-Step 1 and step 2 offer different examples in every row; between them a fixed pattern of rows is declared halted.
+Steps 1 and 2 offer different examples in every row; between them a fixed pattern of rows is set to halted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from verification.probes.instance import (
     reachable,
     set_halting,
     step,
-    thinking,
+    unroll,
 )
 from verification.probes.registry import Note, probe
 
@@ -41,7 +41,7 @@ def pattern(carry: Any) -> Tensor:
 
 
 def force(number: int, output: Any) -> Any:
-    """After the first forward pass exactly the rows of `pattern` have halted."""
+    """Set exactly the rows of `pattern` to halted after the first forward pass."""
     if number > 0:
         return output
     return replace(output, carry=replace(output.carry, halted=pattern(output.carry)))
@@ -49,16 +49,16 @@ def force(number: int, output: Any) -> Any:
 
 @dataclass
 class Episode:
-    """What two steps of the task, an evaluation and a third step show."""
+    """Faults found in two steps of the task, an evaluation and a third step."""
 
     loop: list[str] = field(default_factory=list)
-    """What is wrong with how the task calls the model (SCR130)."""
+    """In how the task calls the model (SCR130)."""
     task: list[str] = field(default_factory=list)
-    """What is wrong with what the task keeps (MOD440)."""
+    """In what the task stores (MOD440)."""
     model: list[str] = field(default_factory=list)
-    """What is wrong with what the model returns and makes of a carry (MOD440)."""
+    """In the carry that the model returns, or in its use of one (MOD440)."""
     example: list[str] = field(default_factory=list)
-    """Rows that work on another example than their own (MOD441)."""
+    """Rows that use another example than their own (MOD441)."""
 
     @property
     def carry(self) -> list[str]:
@@ -86,16 +86,16 @@ def _episode(tiny: Tiny) -> Episode:
     elif second.carry is None:
         seen.loop.append("the returned carry is not stored: every step starts afresh")
     else:
-        _given_back(seen, first, second)
+        _check_carry(seen, first, second)
     if seen.carry or seen.loop:
         return seen
     if any(latent.requires_grad for latent in first.output.carry.latents.values()):
         seen.model.append("the carry's latents hold a graph: memory grows with every step, or the second step fails")
-    _examples(seen, first, second)
-    _starts(seen, task.module, second)
+    _check_examples(seen, first, second)
+    _check_start(seen, task.module, second)
     if tiny.max_steps > 1:
         with contextlib.suppress(Unobservable):
-            if {1} == set(_first_halts(tiny, willing=False, explore=0, steps=1)):
+            if {1} == set(_first_halts(tiny, halt=False, explore=0, steps=1)):
                 seen.model.append("every row has halted after one step, whatever q says: nothing is carried")
     evaluate(task)
     before = len(recorder.calls)
@@ -107,7 +107,7 @@ def _episode(tiny: Tiny) -> Episode:
 
 
 def _stored(task: Any, _: Any, recorder: Recorder) -> bool:
-    """Whether the task holds what the model has just returned."""
+    """Whether the task stores the carry that the model has just returned."""
     if not recorder.calls:
         return False
     carry = recorder.calls[-1].output.carry
@@ -115,35 +115,35 @@ def _stored(task: Any, _: Any, recorder: Recorder) -> bool:
     return any(id(one) in parts for one in reachable(vars(task), 5))
 
 
-def _given_back(seen: Episode, first: Call, second: Call) -> None:
-    """Whether the second step is given what the first one returned."""
-    kept, given = first.output.carry, second.carry
-    if not torch.equal(given.halted, pattern(kept)):
+def _check_carry(seen: Episode, first: Call, second: Call) -> None:
+    """Check that the carry of the second step is the one that the first step returned."""
+    returned, passed = first.output.carry, second.carry
+    if not torch.equal(passed.halted, pattern(returned)):
         seen.task.append("the task changed which rows have halted between two steps")
-    elif any(not torch.equal(given.latents[name], value) for name, value in kept.latents.items()):
+    elif any(not torch.equal(passed.latents[name], value) for name, value in returned.latents.items()):
         seen.task.append("the latents that a step is given are not those that the step before returned")
-    elif not torch.equal(given.steps, kept.steps):
+    elif not torch.equal(passed.steps, returned.steps):
         seen.task.append("the step counts that a step is given are not those that the step before returned")
 
 
-def _examples(seen: Episode, first: Call, second: Call) -> None:
-    """Whose example and which step count each row has after the second step."""
-    kept, now, halted = first.output.carry, second.output.carry, pattern(first.output.carry)
+def _check_examples(seen: Episode, first: Call, second: Call) -> None:
+    """Check the example and the step count of each row after the second step."""
+    before, now, halted = first.output.carry, second.output.carry, pattern(first.output.carry)
     for name, value in now.data.items():
         if torch.equal(first.batch[name], second.batch[name]):
             raise Unobservable(f"both steps offer the same {name}")
-        if not torch.equal(value[~halted], kept.data[name][~halted]):
+        if not torch.equal(value[~halted], before.data[name][~halted]):
             seen.example.append(f"continuing rows lost their own {name}")
         if not torch.equal(value[halted], second.batch[name][halted]):
             seen.example.append(f"halted rows did not take the {name} offered to them")
-    if not torch.equal(now.steps[~halted], kept.steps[~halted] + 1):
+    if not torch.equal(now.steps[~halted], before.steps[~halted] + 1):
         seen.model.append("the step count of continuing rows did not go up by one")
     if not bool((now.steps[halted] == 1).all()):
         seen.model.append("the step count of rows with a fresh example is not 1")
 
 
-def _starts(seen: Episode, model: Any, second: Call) -> None:
-    """What the rows of the second step depend on: the latents carried to them, and nothing of the incoming batch."""
+def _check_start(seen: Episode, model: Any, second: Call) -> None:
+    """Check that continuing rows of the second step depend on the carried latents only, and halted ones on new ones."""
     generator = torch.Generator().manual_seed(3)
     carried, halted = second.carry.latents, second.carry.halted
     noise = {name: torch.randn(latent.shape, generator=generator).to(latent.dtype) for name, latent in carried.items()}
@@ -152,15 +152,15 @@ def _starts(seen: Episode, model: Any, second: Call) -> None:
     offered = {name: torch.where(_like(halted, value), value, value.roll(1, 0)) for name, value in second.batch.items()}
     with torch.no_grad():
         plain, other, fresh = (model(second.batch, state).logits for state in (second.carry, disturbed, None))
-        anew, elsewhere = model(own, None).logits, model(offered, second.carry).logits
+        restarted, other_batch = model(own, None).logits, model(offered, second.carry).logits
     depends = (plain != other).flatten(1).any(dim=1)
     if bool(depends[halted].any()) or not torch.allclose(plain[halted], fresh[halted], atol=CLOSE):
         seen.model.append("rows that halted did not start from fresh latents: the example before leaks into the next")
     if not bool(depends[~halted].all()):
         seen.model.append("continuing rows do not depend on the latents carried to them: these were reset")
-    elif torch.equal(plain[~halted], anew[~halted]):
+    elif torch.equal(plain[~halted], restarted[~halted]):
         seen.model.append("continuing rows answer as in a first step: the returned latents are not what was computed")
-    if not torch.equal(plain[~halted], elsewhere[~halted]):
+    if not torch.equal(plain[~halted], other_batch[~halted]):
         seen.example.append("continuing rows are computed from the incoming batch, not from their own example")
 
 
@@ -170,7 +170,7 @@ def _like(rows: Tensor, value: Tensor) -> Tensor:
 
 @probe("DYN705", act=True)
 def carry(tiny: Tiny) -> Iterator[str]:
-    """Everything that is wrong with two steps."""
+    """All faults of two steps."""
     seen = episode(tiny)
     yield from (*seen.loop, *seen.carry, *(text for text in seen.example if "computed from" not in text))
 
@@ -183,14 +183,14 @@ def _carried(tiny: Tiny) -> Episode:
 
 @probe("SCR130", "MOD421", act=True, about="loss")
 def loop_form(tiny: Tiny) -> Iterator[str]:
-    """One call of the model for each step, with a stored carry."""
+    """The model is called once for each step, with a stored carry."""
     for text in _carried(tiny).loop:
         yield f"{tiny.task_class.__name__}.loss: {text}; the model is {getattr(tiny.model_class, 'ACT_MODE', None)}"
 
 
 @probe("MOD440", "SCR130", act=True)
 def persistence(tiny: Tiny) -> Iterator[str | Note]:
-    """The carry is complete, new, stored and given back."""
+    """The carry is complete, updated, stored and passed on."""
     seen = _carried(tiny)
     yield from (Note("FAIL", text, tiny.task_class.loss) for text in seen.task)
     yield from seen.model
@@ -198,7 +198,7 @@ def persistence(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("MOD441", "MOD440", act=True)
 def own_example(tiny: Tiny) -> Iterator[str | Note]:
-    """What a row is computed from and compared with."""
+    """A row is computed from, and compared with, its own example."""
     yield from _carried(tiny).example or labels(tiny)
 
 
@@ -233,27 +233,27 @@ def labels(tiny: Tiny) -> Iterator[str]:
 
 @probe("DYN707", "MOD422", "MOD450", act=True)
 def halting(tiny: Tiny) -> Iterator[str]:
-    """The step of the first halt of every row under a halting head fixed to +10 or -10."""
+    """The step of each row's first halt with the halting head fixed to +10 or -10."""
     last = tiny.max_steps
-    for willing, explore, expected in (
+    for halt, explore, expected in (
         (True, 0, {1}),
         (True, 1, set(range(min(2, last), last + 1))),
         (False, 0, {last}),
         (False, 1, {last}),
     ):
-        if others := _unlike(_first_halts(tiny, willing, explore, last + 2), expected):
-            what = f"q {'+' if willing else '-'}10 with exploration {explore}: rows halted first at step {others}"
+        if others := _unlike(_first_halts(tiny, halt, explore, last + 2), expected):
+            what = f"q {'+' if halt else '-'}10 with exploration {explore}: rows halted first at step {others}"
             most = f" to {last}" if len(expected) > 1 else ""
-            yield f"{what}, expected {min(expected)}{most}{'' if willing else ', halt_max_steps'}"
+            yield f"{what}, expected {min(expected)}{most}{'' if halt else ', halt_max_steps'}"
     if last > 1:
         yield from _threshold(tiny)
     yield from evaluations(tiny)
 
 
-def _first_halts(tiny: Tiny, willing: bool, explore: int, steps: int) -> list[int]:
-    """The step at which each of the B rows halts first; 0 for a row that did not within so many steps."""
+def _first_halts(tiny: Tiny, halt: bool, explore: int, steps: int) -> list[int]:
+    """The step at which each of the B rows halts first; 0 for a row that does not within `steps` steps."""
     task = exploring(tiny, explore)
-    set_halting(task.module, willing)
+    set_halting(task.module, halt)
     recorder = Recorder(task.module)
     first = torch.zeros((), dtype=torch.int64)
     for number in range(1, steps + 1):
@@ -265,7 +265,7 @@ def _first_halts(tiny: Tiny, willing: bool, explore: int, steps: int) -> list[in
 
 
 def exploring(tiny: Tiny, explore: float) -> Any:
-    """A task with another probability of exploration."""
+    """A task with exploration probability `explore`."""
     try:
         return tiny.build(halt_exploration_prob=explore).task
     except UsageError as error:
@@ -273,47 +273,47 @@ def exploring(tiny: Tiny, explore: float) -> Any:
 
 
 def _threshold(tiny: Tiny) -> Iterator[str]:
-    """The configured probability itself: a row that draws just below it explores, one just above does not."""
+    """With the configured probability, a row that draws just below it explores, one just above it does not."""
     task = tiny.build().task
-    set_halting(task.module, willing=True)
+    set_halting(task.module, halt=True)
     batch = first_batch(task)
     share = tiny.config().arch.get("halt_exploration_prob")
     if "exploration" not in batch or not isinstance(share, int | float) or not 0 < share < 1:
         return
     below = torch.arange(len(batch["exploration"])) % 2 == 0
     batch["exploration"] = torch.where(below, share - 1e-3, share + 1e-3)[:, None].expand(-1, 2).clone()
-    (output,) = thinking(task.module, batch, 1)
+    (output,) = unroll(task.module, batch, 1)
     if not torch.equal(output.carry.halted, ~below):
         yield f"arch.halt_exploration_prob={share} is not the probability at which rows explore"
 
 
 def samples(tiny: Tiny) -> bool:
-    """Whether training may compute something else than an evaluation: an encoder may sample."""
+    """Whether training may compute something other than an evaluation, as an encoder may sample."""
     return getattr(tiny.model_class, "ENCODER_POLICY", "none") not in ("none", None)
 
 
 def evaluations(tiny: Tiny) -> Iterator[str]:
-    """Evaluation takes `last` steps whatever the q values are, and computes what `last` training steps compute."""
+    """Evaluation takes `max_steps` steps whatever the q values are, and computes what as many training steps do."""
     answers, last = [], tiny.max_steps
-    for willing in (True, False) if tiny.config().arch.get("eval_halting", "fixed") == "fixed" else (False,):
+    for halt in (True, False) if tiny.config().arch.get("eval_halting", "fixed") == "fixed" else (False,):
         task = exploring(tiny, 1)
-        set_halting(task.module, willing)
+        set_halting(task.module, halt)
         batch = first_batch(task)
         output = task.module.eval()(batch)
         answers.append(output.logits)
         if output.logits.requires_grad:
             yield "an evaluation keeps gradients: it is not under no_grad"
         if others := _unlike(output.carry.steps.tolist(), {last}):
-            yield f"evaluation with q {'+' if willing else '-'}10 reports {others} steps, expected {last} for every row"
+            yield f"evaluation with q {'+' if halt else '-'}10 reports {others} steps, expected {last} for every row"
     if not torch.equal(answers[0], answers[-1]):
         yield "the halting head changes the answer of an evaluation: it must always take halt_max_steps"
     if not samples(tiny):
-        *_, output = thinking(task.module.train(), batch, last)
+        *_, output = unroll(task.module.train(), batch, last)
         if not torch.allclose(output.logits, answers[-1], atol=CLOSE):
             yield f"evaluation does not answer what {last} training steps answer: it takes another number of steps"
 
 
 def _unlike(values: list[int], expected: set[int]) -> str:
-    """The values outside `expected` as text; empty when there is none."""
+    """The values outside `expected` as text; empty if there are none."""
     unexpected = sorted({value for value in values if value not in expected})
     return ", ".join("never" if value == 0 else str(value) for value in unexpected)

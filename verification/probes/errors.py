@@ -1,7 +1,7 @@
-"""Errors that are swallowed (SCR141): a call under each handler of exceptions fails once, and that must come out.
+"""Probe of swallowed errors (SCR141): a call guarded by each exception handler fails once, which must not be hidden.
 
-Python keeps a table of handlers with each function, so code without one costs nothing. The functions are those of our
-packages that the script's launch, the building of a run, its steps and its evaluation enter, the engine's own included.
+Python stores a table of handlers with each function, so code without one costs nothing. Examined are the functions of
+our packages that the script's launch, the building of a run, its steps and its evaluation call, including the engine's.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ MOST = 60
 
 
 class Injected(Exception):
-    """The failure; nothing has a reason to expect it."""
+    """The injected failure, which no code has a reason to expect."""
 
 
 Point = tuple[CodeType, int]
-"""A function, and where in its code the handler is that guards a call."""
+"""A function, and the offset in its code of the handler that guards a call."""
 
 
 @probe("SCR141", "SCR120", level="WARN")
 def swallowed(tiny: Tiny) -> Iterator[str | Note]:
-    """The launch, the check, the building, one training step and an evaluation, with one call failing each time."""
+    """Launch, check, building, a training step and an evaluation, each with one failing call at a time."""
     files = Files(tiny.root)
     task = tiny.build(run=tiny.spec.exercised).task
 
@@ -55,13 +55,13 @@ def swallowed(tiny: Tiny) -> Iterator[str | Note]:
             raise Unobservable(f"the tiny run stops with {type(error).__name__}") from error
         for (code, handler), line in list(points.items())[:MOST]:
             place = (files[code.co_filename], line)
-            if place not in places and not _comes_out(act, (code, handler), files):
+            if place not in places and not _propagates(act, (code, handler), files):
                 places[place] = None
                 yield Note("WARN", f"{code.co_qualname} swallows every error of what it calls here", place)
 
 
 class Files(dict[str, str]):
-    """File -> its name below the root; "" for what is none of ours, or the verifier's own."""
+    """File -> its name below the root; "" for files that are not ours, and for the verifier's own."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -75,8 +75,8 @@ class Files(dict[str, str]):
         return self[name]
 
 
-def _comes_out(act: Callable[[], Any], target: Point, files: Files) -> bool:
-    """Whether a failure of the first call at `wanted` ends the act."""
+def _propagates(act: Callable[[], Any], target: Point, files: Files) -> bool:
+    """Whether a failure of the first call at `target` ends the act."""
     raised = False
 
     def fail(point: Point, line: int) -> None:
@@ -89,18 +89,18 @@ def _comes_out(act: Callable[[], Any], target: Point, files: Files) -> bool:
         _run(act, fail, files)
     except Exception:
         return True
-    return not raised  # a call that was not made this time
+    return not raised  # else the call was not made this time
 
 
 @functools.lru_cache(maxsize=4096)
 def _handler(code: CodeType, place: int) -> int | None:
-    """Where the handler of a call at `place` begins, None where nothing guards it."""
+    """The offset of the handler that guards a call at offset `place`; None if there is none."""
     entries = [one for one in dis.Bytecode(code).exception_entries if one.start <= place < one.end]  # type: ignore[attr-defined]
     return entries[-1].target if entries else None
 
 
 def _run(act: Callable[[], Any], seen: Callable[[Point, int], Any], files: Files) -> None:
-    """`act`, reporting every guarded call of `files`, with its line."""
+    """Run `act` and call `seen(point, line)` for every guarded call in `files`."""
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         caller = frame.f_back if event == "call" else frame if event == "c_call" else None

@@ -1,6 +1,6 @@
-"""What the common probes mean where ACT_MODE is fixed: all steps of an example in one training step.
+"""The common probes for models with ACT_MODE=fixed: all steps of an example are in one training step.
 
-Nothing is carried. Such a model answers for every step, step by step along the rows: logits [A·B, ...] of B rows and
+There is no carry. The model returns the logits of every step, concatenated along the rows: [A·B, ...] for B rows and
 A = num_act_steps.
 """
 
@@ -25,7 +25,7 @@ Found = Iterator["str | Note"]
 
 
 def fixed(code: str, passed: str) -> Callable[[Observation], Observation]:
-    """Register the decorated generator as what `code` means for models with fixed steps."""
+    """Register the decorated generator as the probe of `code` for models with fixed steps."""
 
     def register(run: Observation) -> Observation:
         common = PROBES.get((code, True)) or Probe(code=code, run=run, after=("MOD421",))
@@ -37,7 +37,7 @@ def fixed(code: str, passed: str) -> Callable[[Observation], Observation]:
 
 @contextmanager
 def encoded(tiny: Tiny, model: Any) -> Iterator[list[tuple[str, Any]]]:
-    """(module, what it made) of each call that embeds or encodes rows, in order."""
+    """(module, output) of each call that embeds or encodes rows, in order."""
     names, made = {id(module): name for name, module in model.named_modules()}, list[tuple[str, Any]]()
 
     def watch(module: Any, given: Any, output: Any) -> None:
@@ -52,7 +52,7 @@ def encoded(tiny: Tiny, model: Any) -> Iterator[list[tuple[str, Any]]]:
 
 
 def training_step(tiny: Tiny, count: int) -> tuple[int, int, Any]:
-    """One of `count` ACT steps: (calls that embed or encode, calls of the busiest module, output)."""
+    """A training step of `count` ACT steps: (calls that embed or encode, calls of the busiest module, output)."""
     task = tiny.build(num_act_steps=count).task
     with encoded(tiny, task.module) as made:
         _, depth, output = ran(task.module.train(), first_batch(task))
@@ -62,7 +62,7 @@ def training_step(tiny: Tiny, count: int) -> tuple[int, int, Any]:
 @fixed("DYN701", "each training step encodes every row of its batch")
 @fixed("MOD431", "the demonstrations of each row are encoded once for all its steps")
 def encoded_once(tiny: Tiny) -> Found:
-    """As many calls that encode for three ACT steps as for one."""
+    """Three ACT steps encode as often as one."""
     (once, *_), (calls, *_) = training_step(tiny, 1), training_step(tiny, 3)
     if calls != once or not once:
         yield f"3 ACT steps embed and encode {calls} times, a single one {once} times: expected once for all steps"
@@ -70,7 +70,7 @@ def encoded_once(tiny: Tiny) -> Found:
 
 @fixed("MOD430", "")
 def policy(tiny: Tiny) -> Found:
-    """The declared policy against what is done."""
+    """The encoder's policy is the declared one."""
     done = "reencode" if any(encoded_once(tiny)) else "cache_first_step"
     if (claim := getattr(tiny.model_class, "ENCODER_POLICY", None)) != done:
         yield f"ENCODER_POLICY={claim!r}, the model does {done}"
@@ -79,7 +79,7 @@ def policy(tiny: Tiny) -> Found:
 
 @fixed("DYN708", "num_act_steps steps for each batch, and no carry between batches")
 def depth(tiny: Tiny) -> Found:
-    """Steps of the answer, and calls of the busiest module, for 1 to 3 ACT steps."""
+    """The steps in the output, and the calls of the busiest module, for 1 to 3 ACT steps."""
     first = training_step(tiny, 1)[1]
     for count in (1, 2, 3):
         _, calls, output = training_step(tiny, count)
@@ -90,14 +90,14 @@ def depth(tiny: Tiny) -> Found:
 
 @fixed("MOD422", "as many steps and cycles as the arch block says")
 def cycles(tiny: Tiny) -> Found:
-    """Steps as above, and no cycle without an effect."""
+    """As `depth`; and every cycle has an effect."""
     yield from depth(tiny)
     yield from idle_cycles(tiny)
 
 
 @fixed("DYN705", "every batch starts over, with other examples than the one before")
 def begins_anew(tiny: Tiny) -> Found:
-    """What the second batch is given."""
+    """The second batch gets no carry and has other examples."""
     yield from _no_carry(tiny)
 
 
@@ -115,7 +115,7 @@ def _no_carry(tiny: Tiny) -> Found:
 
 @fixed("DYN702", "every step gives what encodes its rows a gradient")
 def every_step_trains(tiny: Tiny) -> Found:
-    """The gradient of each step's answers with respect to what the rows' encodings are made of."""
+    """The gradient of each step's logits with respect to the outputs of the modules that encode the rows."""
     task = tiny.build().task
     batch = first_batch(task)
     with encoded(tiny, task.module) as made:
@@ -135,7 +135,7 @@ def every_step_trains(tiny: Tiny) -> Found:
 
 @fixed("DYN706", "the loss reads the labels of the batch")
 def reads_labels(tiny: Tiny) -> Found:
-    """The loss of a step with other labels."""
+    """Other labels change the loss of a step."""
     plain, other = (
         step(tiny.build().task, 1, change)
         for change in (None, lambda batch: batch.update(labels=junk(batch["labels"])))
@@ -146,16 +146,16 @@ def reads_labels(tiny: Tiny) -> Found:
 
 @fixed("DYN707", "every row takes num_act_steps steps, whatever q says")
 def never_halts(tiny: Tiny) -> Found:
-    """The same steps under a halting head fixed to +10 and -10, in training and in evaluation."""
+    """The steps are the same with the halting head fixed to +10 and -10, in training and in evaluation."""
     last = tiny.max_steps
-    for willing in (True, False):
+    for halt in (True, False):
         task = tiny.build().task
-        set_halting(task.module, willing)
+        set_halting(task.module, halt)
         recorder = Recorder(task.module)
         step(task, 1)
         carry = recorder.calls[-1].output.carry
         if carry.steps.tolist() != sorted([*range(1, last + 1)] * (len(carry.steps) // last)):
-            yield f"q {'+' if willing else '-'}10: not every row takes {last} steps"
+            yield f"q {'+' if halt else '-'}10: not every row takes {last} steps"
         if not torch.equal(carry.halted, carry.steps == last):
             yield "rows are called halted before their last step"
     yield from evaluations(tiny)

@@ -1,5 +1,5 @@
-"""The config's values reach what is built: optimizer, seed and length (CFG255), one key at a time with another
-value, searched where it belongs; and the data, training its own split and an evaluation the other one (SCR122).
+"""Probes of values and data that must reach what is built: optimizer settings, seed and length (CFG255), changed one
+key at a time; and the right split for training and for evaluation (SCR122).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Read = Callable[[Any], Any]
 
 
 def _examples(item: Any) -> list[Tensor]:
-    """The whole numbers in a nest of batches: tokens, identifiers; noise is none."""
+    """The integer tensors in nested batches (tokens, identifiers), without noise."""
     if isinstance(item, Tensor):
         return [] if item.is_floating_point() else [item]
     parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
@@ -42,19 +42,19 @@ STATED = {
     "beta1": "beta1",
     "beta2": "beta2",
 }
-"""Keys whose very value an optimizer group must have, and what it is there."""
+"""Keys whose value an optimizer group must have -> its name there."""
 CHANGING: tuple[tuple[str, str, Read], ...] = (
     ("seed", "which examples come first", lambda plan: _examples(list(plan.task.micro_batches(1)))),
     ("max_iters|epochs", "the length of the run", lambda plan: plan.total_steps),
     ("(lr_)?warmup_(steps|iters)|lr_min_ratio", "the schedule", _schedule),
 )
-"""Keys another value of which must change something."""
+"""(keys, description, reader) of what another value of a key must change."""
 
 
 @probe("CFG255", "MOD460", about="param_groups")
 def handed_on(tiny: Tiny) -> Iterator[str]:
-    """Numbers of the schema that are neither fixed by the probes, nor without effect under this config."""
-    plain = tiny.build(stirred=False)
+    """Other values of numbers in the schema that have an effect with this config and are not pinned by the probes."""
+    plain = tiny.build(perturbed=False)
     settings = {**with_defaults(tiny.schema, tiny.settings), "arch": tiny.full_arch}
     for name, field in tiny.schema.__dataclass_fields__.items():
         value = tiny.settings.get(name, field.default)
@@ -62,9 +62,9 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
             continue
         other = candidates(type(value), value)[0]
         try:
-            plan = tiny.build(stirred=False, run={name: other})
+            plan = tiny.build(perturbed=False, run={name: other})
         except UsageError:
-            continue  # not a value that this config takes
+            continue  # this config does not accept the value
         fixed = name in tiny.spec.pinned or tiny.by_reference(name)
         for what in (what for pattern, what in STATED.items() if not fixed and re.fullmatch(pattern, name)):
             settings_of = [{"learning rate": group.lr, **group.options} for group in plan.task.param_groups()]
@@ -81,7 +81,7 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
 
 @probe("SCR122", about="micro_batches")
 def splits(tiny: Tiny) -> Iterator[str | Note]:
-    """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
+    """The first batch and an evaluation: with the original data, another training split, another test split."""
     if tiny.spec.write_data is None or not tiny.spec.splits:
         raise Unobservable("the family reads no data sets")
     batch, results = _reads(tiny, "as_it_is")
@@ -103,10 +103,10 @@ def splits(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def _reads(tiny: Tiny, name: str, **seeds: int) -> tuple[list[Any], dict[str, Any]]:
-    """(micro-batches of step 1, what an evaluation measures) on data whose splits are drawn with these seeds."""
+    """(micro-batches of step 1, results of an evaluation) on data whose splits are drawn with `seeds`."""
     folder = tiny.data.with_name(name)
     assert tiny.spec.write_data is not None
     tiny.spec.write_data(folder, **seeds)
-    moved: dict[str, Any] = json.loads(json.dumps(tiny.settings).replace(str(tiny.data), str(folder)))
-    task = tiny.build(run=moved | {"arch": tiny.arch}).task
+    settings: dict[str, Any] = json.loads(json.dumps(tiny.settings).replace(str(tiny.data), str(folder)))
+    task = tiny.build(run=settings | {"arch": tiny.arch}).task
     return list(task.micro_batches(1)), evaluate(task)

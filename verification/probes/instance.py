@@ -1,4 +1,4 @@
-"""The tiny instance that the probes examine: built by the script's own code, driven like the trainer drives it.
+"""The tiny instance that the probes examine: built by the script's own code, and driven as the trainer does.
 
 Shapes: B rows of the batch, T tokens, S positions.
 """
@@ -27,8 +27,8 @@ from verification.subject import optimizer_keys
 
 Edit = Callable[[int, Any], Any]
 T = TypeVar("T")
-WILLING = 10.0
-"""A q bias at which a row halts (or, negated, thinks on) whatever it has computed."""
+Q_BIAS = 10.0
+"""A q bias at which every row halts (or, negated, continues), whatever it has computed."""
 
 
 class Unobservable(Exception):
@@ -37,7 +37,7 @@ class Unobservable(Exception):
 
 @dataclass
 class Call:
-    """One forward pass of the model: what went in and what came out."""
+    """Inputs and output of one forward pass of the model."""
 
     batch: dict[str, Tensor]
     carry: Any
@@ -59,8 +59,8 @@ class Recorder:
         bind = _signature(type(model)).bind
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            given = list(bind(model, *args, **kwargs).arguments.values())[1:]  # batch and carry, by place or by name
-            batch, carry = _copy(given[0]), _copy(given[1]) if len(given) > 1 else None
+            inputs = list(bind(model, *args, **kwargs).arguments.values())[1:]  # batch and carry, in any calling form
+            batch, carry = _copy(inputs[0]), _copy(inputs[1]) if len(inputs) > 1 else None
             output = forward(*args, **kwargs)
             if self._edit is not None:
                 output = self._edit(len(self.calls), output)
@@ -81,7 +81,7 @@ class Recorder:
 
 
 def _signature(cls: type) -> inspect.Signature:
-    """How a model's forward is called; one that passes on whatever it gets shows no more than its base class."""
+    """The signature of a model's forward; for one with *args or **kwargs, that of a base class that names them."""
     own = [inspect.signature(vars(base)["forward"]) for base in cls.__mro__ if "forward" in vars(base)]
     collects = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [one for one in own if not any(parameter.kind in collects for parameter in one.parameters.values())]
@@ -89,7 +89,7 @@ def _signature(cls: type) -> inspect.Signature:
 
 
 def _copy(value: Any) -> Any:
-    """Tensors of a batch or a carry as they are now, out of reach of later writes."""
+    """A copy of a batch or carry, unaffected by later in-place writes."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
@@ -101,7 +101,7 @@ def _copy(value: Any) -> Any:
 
 @dataclass
 class Tiny:
-    """Builds the tiny instance as often as the probes want a fresh one; the same seed gives the same weights."""
+    """Builds a fresh tiny instance for each probe; the same seed gives the same weights."""
 
     launch: Launched
     spec: Verification
@@ -110,13 +110,13 @@ class Tiny:
     data: Path
     """The folder with the tiny data set."""
     resolved: Settings
-    """The whole config, unshrunk."""
+    """The full-size config."""
     overridden: Sequence[str] = ()
-    """Keys of the architecture and, below, of the run that the command gives."""
+    """Keys of the architecture that the command sets; below, keys of the run."""
     overridden_run: Sequence[str] = ()
     root: Path = field(default_factory=lambda: engine.registry.ROOT)
-    kept: dict[str, Any] = field(default_factory=dict)
-    """What several probes observe together, by name."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """Observations that several probes share, by name."""
 
     @property
     def schema(self) -> Any:
@@ -131,12 +131,12 @@ class Tiny:
         return self.resolved["arch"]
 
     def once(self, observe: Callable[[Tiny], T]) -> T:
-        """What several probes observe together; the first that asks has it made."""
+        """An observation that several probes share: computed by the first one, then cached."""
         name = observe.__name__
-        if name not in self.kept:
-            self.kept[name] = observe(self)
-        made: T = self.kept[name]
-        return made
+        if name not in self.cache:
+            self.cache[name] = observe(self)
+        result: T = self.cache[name]
+        return result
 
     @functools.cached_property
     def task_class(self) -> Any:
@@ -145,19 +145,19 @@ class Tiny:
 
     @property
     def fixed(self) -> bool:
-        """Whether the model declares a fixed number of ACT steps: all of them in one training step."""
+        """Whether the model declares a fixed number of ACT steps, all in one training step."""
         return getattr(self.model_class, "ACT_MODE", None) == "fixed"
 
     @functools.cached_property
     def max_steps(self) -> int:
-        """Steps of a whole episode, as the model itself has them."""
+        """Steps of a whole episode, as the model has them."""
         if not isinstance(steps := getattr(self.build().task.module, "halt_max_steps", None), int):
             raise Unobservable("the model has no halt_max_steps")
         return steps
 
     def by_reference(self, key: str) -> bool:
-        """Whether `key` reaches the optimizer through its file. It has its value there once a config is resolved, so
-        that another one would not get there (JOB031 compares)."""
+        """Whether `key` reaches the optimizer through its file, which has the value once a config is resolved: a later
+        change would not get there (JOB031 checks those keys)."""
         return "optimizer" in self.settings and key in optimizer_keys(self.root)
 
     def config(self, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
@@ -169,20 +169,20 @@ class Tiny:
         return structure(self.schema, settings)
 
     def build(
-        self, *, stirred: bool = True, run: Mapping[str, Any] | None = None, config: Any = None, **arch: Any
+        self, *, perturbed: bool = True, run: Mapping[str, Any] | None = None, config: Any = None, **arch: Any
     ) -> Any:
-        """A fresh plan. `stirred` adds the same small noise to all weights, so that zeros hide nothing."""
+        """Build a fresh plan. `perturbed` adds seeded noise to all weights, so that zeros hide nothing."""
         config = config or self.config(run, **arch)
         torch.manual_seed(config.seed)
         assert self.launch.build is not None
         plan = self.launch.build(config, runtime(config.seed))
-        if stirred:
-            stir(plan.task.module)
+        if perturbed:
+            perturb(plan.task.module)
         plan.task.module.train()
         return plan
 
     def full_model(self, settings: Settings | None = None, **arch: Any) -> nn.Module:
-        """The unshrunk model on the meta device (without memory), with keys of `arch` replaced. Raises: UsageError."""
+        """The full-size model on the meta device (without memory), with keys of `arch` replaced. Raises: UsageError."""
         settings = {**(settings or self.settings), "arch": with_keys(self.full_arch, arch)}
         config = structure(self.schema, {key: value for key, value in settings.items() if key != "hydra"})
         meta = replace(runtime(0), device=torch.device("meta"))
@@ -192,7 +192,7 @@ class Tiny:
 
 
 def runtime(seed: int) -> Runtime:
-    """This process on the CPU in float32; alone, except in the probe of two ranks."""
+    """A runtime on the CPU in float32; with one rank, except in the probe of two ranks."""
     return Runtime(
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -217,9 +217,9 @@ def fit(
     after_step: Callable[[], None] | None = None,
     write: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> tuple[Trainer, Mapping[str, float | None]]:
-    """A run of the real trainer without files, calling `after_step` after each step: (trainer, its results).
+    """Run the real trainer without files, calling `after_step` after each step: (trainer, its results).
 
-    `write` is given what a run would write to metrics.jsonl.
+    `write` gets what a run would write to metrics.jsonl.
     """
 
     def nothing(*_: Any) -> None: ...
@@ -246,7 +246,7 @@ def batch_of(micro_batch: Any) -> dict[str, Tensor]:
 
 
 def step(task: Any, number: int, change: Callable[[dict[str, Tensor]], None] | None = None) -> float:
-    """Draw and evaluate the loss of step `number` (no optimizer): the loss summed over the micro-batches.
+    """The loss of step `number` summed over its micro-batches, without an optimizer.
 
     `change` edits the dictionary of each micro-batch in place.
     """
@@ -259,11 +259,11 @@ def step(task: Any, number: int, change: Callable[[dict[str, Tensor]], None] | N
     return total
 
 
-def thinking(model: nn.Module, batch: dict[str, Tensor], steps: int) -> Iterator[Any]:
-    """The outputs of so many forward passes over one batch without gradients, each with the carry of the one before."""
+def unroll(model: nn.Module, batch: dict[str, Tensor], steps: int) -> Iterator[Any]:
+    """Yield the outputs of `steps` forward passes over one batch without gradients, each with the last one's carry."""
     state = None
     for _ in range(steps):
-        torch.manual_seed(5)  # the same in every chain
+        torch.manual_seed(5)  # the same for every unrolling
         with torch.no_grad():
             output = model(batch, state)
         state = output.carry
@@ -271,19 +271,19 @@ def thinking(model: nn.Module, batch: dict[str, Tensor], steps: int) -> Iterator
 
 
 def evaluate(task: Any) -> dict[str, Any]:
-    """What the last evaluation of a run measures; nothing of a task that has none."""
+    """The results of a run's final evaluation; empty if the task has none."""
     return dict(task.evaluate(final=True)) if callable(getattr(task, "evaluate", None)) else {}
 
 
 def finish_step(task: Any) -> None:
-    """What the trainer does after a step, without an optimizer."""
+    """Do what the trainer does after a step, without an optimizer."""
     task.after_step()
     for table in tables(task.module).values():
         table.take_pending()
 
 
 def tables(model: nn.Module) -> dict[str, Any]:
-    """The sparse tables of a model by name: what looks rows up and keeps their gradients for one optimizer."""
+    """The sparse tables of a model by name: modules that look up rows and keep their gradients for an optimizer."""
     return {name: module for name, module in model.named_modules() if hasattr(type(module), "take_pending")}
 
 
@@ -292,8 +292,8 @@ def first_batch(task: Any, number: int = 1) -> dict[str, Tensor]:
     return dict(batch_of(next(iter(task.micro_batches(number)))))
 
 
-def stir(model: nn.Module) -> None:
-    """Add seeded noise to every parameter and fill the sparse table: a zero weight hides whatever it multiplies."""
+def perturb(model: nn.Module) -> None:
+    """Add seeded noise to every parameter and fill the sparse tables: a zero weight hides what it multiplies."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for param in model.parameters():
@@ -302,12 +302,12 @@ def stir(model: nn.Module) -> None:
             table.weights.copy_(torch.randn(table.weights.shape, generator=generator))
 
 
-def set_halting(model: nn.Module, willing: bool) -> None:
-    """Fix the halting head: every row wants to halt (or to continue), whatever it has computed."""
+def set_halting(model: nn.Module, halt: bool) -> None:
+    """Fix the halting head so that every row halts (or continues), whatever it has computed."""
     heads = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "q_head"]
     if len(heads) != 1 or getattr(heads[0], "bias", None) is None:
         raise Unobservable("the model has no module q_head with a bias to steer")
-    sign = WILLING if willing else -WILLING
+    sign = Q_BIAS if halt else -Q_BIAS
     with torch.no_grad():
         heads[0].weight.zero_()
         for place in range(heads[0].bias.numel()):  # (halt, continue)
@@ -315,12 +315,12 @@ def set_halting(model: nn.Module, willing: bool) -> None:
 
 
 def junk(labels: Tensor) -> Tensor:
-    """Other labels everywhere, still words of the vocabulary; what is not scored stays so."""
+    """Other labels everywhere, still in the vocabulary; ignored positions are kept."""
     return torch.where(labels >= 0, (labels + 1) % (int(labels.max()) + 1), labels)
 
 
 def reachable(item: Any, steps: int) -> Iterator[Any]:
-    """What can be reached from `item` in so many steps, itself included; not what modules of torch hold."""
+    """All objects within `steps` references of `item`, itself included; torch modules are not searched."""
     seen: dict[int, Any] = {}
     level = [item]
     for _ in range(steps + 1):
@@ -339,7 +339,7 @@ def _parts(item: Any) -> list[Any]:
 
 
 def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested `block` with dotted keys replaced."""
+    """A copy of a nested block with dotted keys replaced."""
     copy = dict(block)
     for key, value in changes.items():
         head, _, rest = key.partition(".")
@@ -348,7 +348,7 @@ def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nests of lists, dictionaries and dataclasses hold the same tensors and values."""
+    """Whether two nested values (lists, dictionaries, dataclasses) have equal tensors and values."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if is_dataclass(a) and is_dataclass(b):
@@ -361,5 +361,5 @@ def same(a: Any, b: Any) -> bool:
 
 
 def listed(names: list[str]) -> str:
-    """At most four names."""
+    """At most four names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

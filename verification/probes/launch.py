@@ -1,7 +1,7 @@
-"""The script's own launch, watched: which calls it makes in which order, and what it hands to the engine.
+"""Observes the script's own launch: which calls it makes in which order, and what it passes to the engine.
 
-`launch` is called with a tiny config; `engine.run.launch.run` is replaced, so nothing is written and nothing trained.
-What the launch hands to `run` builds every tiny instance: the probes see what a run would see.
+`launch` is called with a tiny config; `engine.run.launch.run` is replaced, so nothing is written or trained. Every tiny
+instance is built by what the launch passes to `run`: the probes see what a run would see.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from engine.errors import UsageError
 
 OURS = ("engine", "launcher", "models", "losses", "tasks", "evaluators", "dataset", "verification")
 MAKERS = ("create_model", "create_model_encoder")
-"""The contract's names for the function that makes the model."""
+"""The contract's names for the function that creates the model."""
 
 
 @dataclass
 class Launched:
-    """What a launch did."""
+    """A record of a launch."""
 
     name: str
     module: ModuleType
     schema: type | None = None
     build: Callable[[Any, Any], Any] | None = None
-    """(config, runtime) -> plan, as it was given to `run`."""
+    """(config, runtime) -> plan, as passed to `run`."""
     config: Any = None
-    """The config that `run` was given."""
+    """The config passed to `run`."""
     entry: str | None = None
-    """The name that the script gave itself."""
+    """The name that the script passed as its own."""
     calls: list[str] = field(default_factory=list)
     """load_synced_config, create_model and run in the order of their calls."""
     error: Exception | None = None
 
 
 def launched(module: ModuleType, settings: Mapping[str, Any]) -> Launched:
-    """Call the launch of `module` with `settings`. An error of its own is kept in the result."""
+    """Call the launch of `module` with `settings`. An exception in it is stored in the result."""
     seen = Launched(Path(module.__file__ or module.__name__).stem, module)
     function = inspect.unwrap(module.launch)
     run, load = engine.run.launch.run, engine.config.load_synced_config.__code__
@@ -68,30 +68,30 @@ def launched(module: ModuleType, settings: Mapping[str, Any]) -> Launched:
             function(OmegaConf.create(dict(settings)))
         except Exception as error:
             seen.error = error
-    if seen.schema is None or seen.build is None:  # a launch that never runs: what the family would build
+    if seen.schema is None or seen.build is None:  # the launch never called run: use the family's
         seen.schema, seen.build = seen.schema or module.FAMILY.schema, module.FAMILY.build
     return seen
 
 
 def create_model(module: ModuleType) -> Callable[..., Any]:
-    """The script's (or its family's) function that makes model and loss. Raises: UsageError where there is none."""
-    maker = next((function for name in MAKERS if callable(function := getattr(module.FAMILY, name, None))), None)
+    """The family's function that creates model and loss. Raises: UsageError if it has none."""
+    functions = (getattr(module.FAMILY, name, None) for name in MAKERS)
+    maker: Callable[..., Any] | None = next((function for function in functions if callable(function)), None)
     if maker is None:
         raise UsageError(f"the family of {module.__name__}.py has no {' or '.join(MAKERS)}")
-    made: Callable[..., Any] = maker
-    return made
+    return maker
 
 
 @contextlib.contextmanager
 def watched(watch: Callable[[FrameType, CodeType], None]) -> Iterator[None]:
-    """Call `watch` for every Python function that is entered meanwhile."""
+    """Call `watch(frame, code)` for every Python function that is entered."""
     with profiled(lambda frame, event, _: watch(frame, frame.f_code) if event == "call" else None):
         yield
 
 
 @contextlib.contextmanager
 def profiled(profile: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
-    """A profiler of its own meanwhile (sys.setprofile)."""
+    """Set `profile` as the profiler (sys.setprofile), and restore the previous one at the end."""
     before = sys.getprofile()
     sys.setprofile(profile)
     try:
@@ -102,7 +102,7 @@ def profiled(profile: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(original: Any, stand_in: Any) -> Iterator[None]:
-    """Put `stand_in` wherever one of our modules holds `original`, under whatever name it was imported."""
+    """Replace `original` by `stand_in` in all of our modules, under whatever name they imported it."""
     modules = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in OURS or "launch" in vars(m)]
     places = [(m, name) for m in modules for name, value in list(vars(m).items()) if value is original]
     for module, name in places:

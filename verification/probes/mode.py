@@ -1,5 +1,5 @@
-"""The guide's step 5, observed: which method forward runs (MOD420), of which mode it is (MOD421), how deep it thinks
-(MOD422), who is trained (MOD460).
+"""Probes of the guide's step 5: the method that forward runs (MOD420), its mode (MOD421), its depth (MOD422), and the
+parameters that are trained (MOD460).
 """
 
 from __future__ import annotations
@@ -27,22 +27,20 @@ from verification.probes.instance import (
     set_halting,
     step,
     tables,
-    thinking,
+    unroll,
 )
 from verification.probes.launch import watched
 from verification.probes.registry import Note, probe
 
 FEW = 3
-"""A mode can be recognised by its depth where an episode has at least so many steps."""
+"""Least steps of an episode with which a mode can be recognised by its depth."""
 
 
 # --- which method runs ------------------------------------------------------------------------------------------------
 
 
 def ran(model: nn.Module, batch: Any, *carry: Any) -> tuple[list[str], int, Any]:
-    """One forward pass without gradients: (the `_forward_*` methods that it entered, calls of the module that was
-    called most often, the output).
-    """
+    """One forward pass without gradients: (`_forward_*` methods that ran, calls of the busiest module, output)."""
     methods: list[str] = []
 
     def watch(frame: FrameType, code: CodeType) -> None:
@@ -61,12 +59,12 @@ def ran(model: nn.Module, batch: Any, *carry: Any) -> tuple[list[str], int, Any]
 
 @probe("MOD420", "SCR120", act=True)
 def branches(tiny: Tiny) -> Iterator[str | Note]:
-    """Training and evaluation, without and with a carry; then a training step after an evaluation."""
+    """Training and evaluation without and with a carry, then a training step after an evaluation."""
     task = tiny.build().task
     model, batch, about = task.module, first_batch(task), getattr(tiny.model_class, "forward", None)
     first, _, output = ran(model.train(), batch)
     train, evaluation = [first, ran(model.train(), batch, output.carry)[0]], ran(model.eval(), batch)[0]
-    with contextlib.suppress(TypeError):  # a forward that takes none
+    with contextlib.suppress(TypeError):  # a forward without a carry
         evaluation = list(dict.fromkeys([*evaluation, *ran(model.eval(), batch, output.carry)[0]]))
     right = True
     for what, expected, methods in (
@@ -78,7 +76,7 @@ def branches(tiny: Tiny) -> Iterator[str | Note]:
             text = f"{tiny.model_class.__name__}.forward runs {names} in {what}: expected {expected}"
             yield Note("FAIL", text, about)
     if right:
-        tiny.kept["train_forward"] = first[0]
+        tiny.cache["train_forward"] = first[0]
         yield from trains(tiny)
         text = f"training {first[0]}, evaluation {evaluation[0]}"
         yield Note("PASS", text, getattr(tiny.model_class, first[0], None))
@@ -90,7 +88,7 @@ def _begin(names: list[str], prefix: str) -> bool:
 
 @probe("MOD420", "SCR120", act=False, passed="the model is in training mode in every step, also after an evaluation")
 def trains(tiny: Tiny) -> Iterator[Note]:
-    """Whether the model is in training mode in a step that follows an evaluation."""
+    """The model is in training mode in a step that follows an evaluation."""
     task = tiny.build().task
     step(task, 1)
     evaluate(task)
@@ -101,14 +99,14 @@ def trains(tiny: Tiny) -> Iterator[Note]:
         yield Note("FAIL", text, type(task).evaluate)
 
 
-# --- which mode it is -------------------------------------------------------------------------------------------------
+# --- its mode ---------------------------------------------------------------------------------------------------------
 
 
 def mode_of_body(tiny: Tiny) -> str:
-    """fixed or dynamic by what one training step does: a whole episode, or one step of it."""
+    """The mode by what a training step computes: fixed for a whole episode, dynamic for one step of it."""
     task = exploring(tiny, 0)
     with contextlib.suppress(Unobservable):  # a model without a halting head
-        set_halting(task.module, willing=False)
+        set_halting(task.module, halt=False)
     batch, last = first_batch(task), tiny.max_steps
     (_, depth, train), (_, whole, answer) = ran(task.module.train(), batch), ran(task.module.eval(), batch)
     if last > 1 and bool((train.carry.steps > 1).any()):
@@ -118,8 +116,8 @@ def mode_of_body(tiny: Tiny) -> str:
 
 @probe("MOD421", "MOD420", act=True)
 def mode(tiny: Tiny) -> Iterator[Note]:
-    """What the class declares, what the method is called, what it does."""
-    train = tiny.kept["train_forward"]
+    """The declaration of the class, the name of the method and its behaviour agree."""
+    train = tiny.cache["train_forward"]
     declared, named = getattr(tiny.model_class, "ACT_MODE", None), mode_of_name(train)
     done = mode_of_body(tiny)
     about = getattr(tiny.model_class, train, None)
@@ -133,31 +131,31 @@ def mode(tiny: Tiny) -> Iterator[Note]:
         yield Note("PASS" if named else "WARN", text, about)
 
 
-# --- how deep it thinks -----------------------------------------------------------------------------------------------
+# --- its depth --------------------------------------------------------------------------------------------------------
 
 
 @probe("MOD422", "MOD440", act=True)
 def depth(tiny: Tiny) -> Iterator[str]:
-    """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
+    """Rows that never halt early take all steps; every number of cycles differs from one less."""
     yield from idle_cycles(tiny)
     last = tiny.full_arch.get("halt_max_steps")
     if not isinstance(last, int):
         return
     task = tiny.build(halt_max_steps=last).task
     model, batch = task.module, first_batch(task)
-    set_halting(model, willing=False)
-    for number, output in enumerate(thinking(model, batch, last), 1):
+    set_halting(model, halt=False)
+    for number, output in enumerate(unroll(model, batch, last), 1):
         if bool(output.carry.halted.any()) != (number == last):
             yield f"rows that never want to halt do so after {number} of arch.halt_max_steps={last} steps"
             return
-    (answer,) = thinking(model.eval(), batch, 1)
+    (answer,) = unroll(model.eval(), batch, 1)
     same = samples(tiny) or torch.allclose(output.logits, answer.logits, atol=CLOSE)
-    if not same and not any(evaluations(tiny)):  # else it is MOD450's
+    if not same and not any(evaluations(tiny)):  # else MOD450 reports it
         yield f"{last} training steps do not answer what an evaluation of arch.halt_max_steps={last} steps answers"
 
 
 def idle_cycles(tiny: Tiny) -> Iterator[str]:
-    """Numbers of cycles that answer what one less answers."""
+    """Numbers of cycles whose answer is that of one less."""
 
     def answer(key: str, value: int) -> Tensor:
         changed: dict[str, Any] = {key: value}
@@ -178,32 +176,32 @@ def idle_cycles(tiny: Tiny) -> Iterator[str]:
 
 @probe("CFG240", "SCR120", about="evaluate")
 def measured(tiny: Tiny) -> Iterator[str]:
-    """What the evaluators of the config and the task's own evaluation return."""
+    """The evaluators of the config or the task's own evaluation return something."""
     if not evaluate(tiny.build().task):
         yield f"no evaluator is named, and {tiny.task_class.__name__} measures nothing itself: the run has no result"
 
 
 @probe("MOD460", "SCR120", about="param_groups")
 def groups(tiny: Tiny) -> Iterator[str]:
-    """Parameters of the model against the groups of the task."""
+    """The parameter groups of the task have all parameters of the model, each once."""
     task = tiny.build().task
-    model, made, name = task.module, task.param_groups(), f"{type(task).__name__}.param_groups"
-    for text in grouped(tiny, model, made):
+    model, param_groups, name = task.module, task.param_groups(), f"{type(task).__name__}.param_groups"
+    for text in grouped(tiny, model, param_groups):
         yield f"{name}: {text}"
     kind: dict[int, str] = {}
     own = model.param_groups().items() if callable(getattr(model, "param_groups", None)) else ()
     for label, members in own:
         kind |= {id(p): label for p in (members.values() if isinstance(members, dict) else members)}
-    for group in (group for group in made if group.table is None):
+    for group in (group for group in param_groups if group.table is None):
         kinds = sorted({kind[id(p)] for p in group.dense.values() if id(p) in kind})
         if len(kinds) > 1:
             yield f"{name}: group {group.name} holds the model's {listed(kinds)} together: one setting for all"
 
 
-def grouped(tiny: Tiny, model: nn.Module, made: list[Any]) -> Iterator[str]:
-    """What is wrong with which parameters and tables of `model` the groups hold."""
+def grouped(tiny: Tiny, model: nn.Module, param_groups: list[Any]) -> Iterator[str]:
+    """Faults in the assignment of parameters and tables of `model` to groups."""
     names = {id(p): n for n, p in model.named_parameters()}
-    dense = [group for group in made if group.table is None]
+    dense = [group for group in param_groups if group.table is None]
     holders = Counter(names.get(id(p), n) for group in dense for n, p in group.dense.items())
     left_out = [n for n in names.values() if not holders[n] and not tiny.spec.may_be_frozen(n)]
     if left_out and not tiny.settings.get("freeze_weights"):
@@ -212,6 +210,6 @@ def grouped(tiny: Tiny, model: nn.Module, made: list[Any]) -> Iterator[str]:
         yield f"{listed(twice)} in more than one optimizer group: updated twice per step"
     if foreign := [n for n in holders if n not in names.values()]:
         yield f"{listed(foreign)} in an optimizer group but not part of the model"
-    held = {id(group.table) for group in made if group.table is not None}
+    held = {id(group.table) for group in param_groups if group.table is not None}
     if lost := [n for n, table in tables(model).items() if id(table) not in held]:
         yield f"the sparse table {listed(lost)} in no optimizer group: its rows keep their first values"

@@ -1,8 +1,8 @@
-"""Probe of overrides (DYN716): each key given on the command line must change something under a fixed seed.
+"""Probe of overrides (DYN716): with a fixed seed, each key on the command line must change something.
 
-What counts as something, for a key of the architecture: names, shapes and types of parameters and buffers, the outputs,
-losses and halts of a few training steps with a willing and an unwilling halting head, and the answer of an evaluation.
-For a key of the run: what three steps of the real trainer leave.
+For a key of the architecture that is: names, shapes and types of parameters and buffers; outputs, losses and halts of a
+few training steps with a halting head that always and one that never halts; or the answer of an evaluation. For a key
+of the run: the result of three steps of the real trainer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ DRAW = "exploration draw"
 
 
 def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], list[str]]:
-    """(keys under `arch`, dotted, e.g. `loss.loss_type`; run keys) that a command line sets; names are not values.
+    """(keys under `arch`, dotted, e.g. `loss.loss_type`; run keys) that a command line sets, without `name` keys.
 
-    An override of a block counts as one of each of its keys. Raises UsageError for one that Hydra cannot read.
+    An override of a block counts as one of each of its keys. Raises: UsageError for one that Hydra cannot read.
     """
     try:
         parsed = parse_overrides(overrides)
@@ -54,8 +54,8 @@ def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], 
 
 @probe("DYN716")
 def overrides(tiny: Tiny) -> Iterator[str | Note]:
-    """Keys that nothing reads, and each given key set back to its default, then to other values, until something
-    changes; nothing does: it is dead. Of models without ACT steps only whether a key of the architecture is read.
+    """Report keys that nothing reads. Each overridden key is set to its default, then to other values, until something
+    changes; if nothing does, it is dead. In models without ACT steps, keys of the architecture must only be read.
     """
     settings = {**tiny.settings, "arch": tiny.full_arch}
     for key in unread_keys(tiny):
@@ -71,11 +71,11 @@ def overrides(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def effect_of(tiny: Tiny, key: str) -> str | Note:
-    """ "", the sentence of a fault, or a note about a value that does what the default does."""
+    """Observe the effect of an arch key: "" if it has one, else a fault, or a note if it acts as the default does."""
     (kind, default), given, present = declaration(tiny, key), value_at(tiny.full_arch, key), value_at(tiny.arch, key)
     ways = list[Way]()
     for value in others(present, [*_small_default(tiny, key, present, default), *candidates(kind, present)]):
-        # of two probabilities the draw that distinguishes them
+        # a draw between two probabilities distinguishes them
         held = {DRAW: (present + value) / 2} if key.rpartition(".")[2] == "halt_exploration_prob" else {}
         ways.append((held, {f"arch.{key}": value}))
     tried, changed, _ = try_out(ways, lambda settings: {"all": _trace(tiny, settings)}, (UsageError, ValueError))
@@ -91,12 +91,12 @@ def effect_of(tiny: Tiny, key: str) -> str | Note:
 
 
 def _shapes(tiny: Tiny, **arch: Any) -> list[Any]:
-    """Names and shapes in the unshrunk model: a width that is rounded may differ there though not in the tiny one."""
+    """Names and shapes in the full-size model: rounded widths may differ there though not in the tiny one."""
     return [(name, tuple(value.shape)) for name, value in tiny.full_model(**arch).state_dict().items()]
 
 
 def _small_default(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
-    """The default, cut down like the instance itself."""
+    """The default, shrunk like the instance itself."""
     if "." not in key:
         arch = tiny.spec.shrink({**tiny.resolved, "arch": {**tiny.full_arch, key: default}}, Path())["arch"]
         default = arch.get(key, default)
@@ -104,17 +104,15 @@ def _small_default(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any
 
 
 def _trace(tiny: Tiny, settings: Settings) -> list[Any]:
-    """What distinguishes an instance with some keys replaced; DRAW among them: the exploration draw of half the
-    rows.
-    """
+    """The observations of an instance with some keys replaced; DRAW sets the exploration draw of half of the rows."""
     share = settings.get(DRAW)
     task = tiny.build(**{key.removeprefix("arch."): value for key, value in settings.items() if key != DRAW}).task
     model, recorder = task.module, Recorder(task.module)
     trace: list[Any] = [(name, value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()]
     each = tiny.max_steps + 1  # steps with each halting head
-    for willing, begin in ((True, 1), (False, 1 + each)):
+    for halt, begin in ((True, 1), (False, 1 + each)):
         with contextlib.suppress(Unobservable):  # a model without a halting head
-            set_halting(model, willing)
+            set_halting(model, halt)
         for number in range(begin, begin + each):
             with torch.no_grad():
                 for micro_batch in task.micro_batches(number):
@@ -129,9 +127,9 @@ def _trace(tiny: Tiny, settings: Settings) -> list[Any]:
 
 
 def _run_notes(tiny: Tiny) -> Iterator[Note]:
-    """A warning for each run key (lr=..., ema_rate=...) whose other values leave a short run bit for bit what it was.
+    """A warning for each run key (lr=..., ema_rate=...) whose other values do not change a short run at all.
 
-    No more than a warning: a few steps of a tiny instance may be too few for a key to show. Launch keys, and those that
+    It is only a warning: a few steps of a tiny instance may be too few to show an effect. Launch keys, and those that
     shrinking pins (data, batch, lengths), are not observed.
     """
     base: dict[str, Any] = {}

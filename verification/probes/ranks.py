@@ -1,6 +1,6 @@
-"""Probe of several ranks (DYN717): a gloo pair on this machine against one process, both on the tiny instance.
+"""Probe of several ranks (DYN717): a pair of gloo ranks on this machine is compared with one process.
 
-The ranks are forked, so that they run what this process has loaded; torch is only used with one thread in them.
+The ranks are forked, so that they run the code that this process has imported; they use torch with one thread.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from verification.probes.registry import probe
 RANKS = 2
 STEPS = 3
 TOLERANCE = 1e-5
-"""Largest difference of a gradient, as a share of the largest entry of the parameter's gradient."""
+"""Largest difference of a gradient, relative to the largest entry of the parameter's gradient."""
 TIME_LIMIT_S = 60
 
 
 @dataclass
 class Seen:
-    """What one process saw, in numpy: torch would send tensors as files that end with their process."""
+    """The observations of one process, in numpy: torch would send tensors in files that end with their process."""
 
     gradients: list[dict[str, np.ndarray]]
-    """Per step, without any update: the gradients that the optimizers are given."""
+    """The gradients that the optimizers get, for each step, without updates."""
     after: dict[str, np.ndarray]
     """Parameters and buffers after STEPS optimizer steps."""
 
 
 @probe("DYN717")
 def ranks(tiny: Tiny) -> Iterator[str]:
-    """Three steps without updates for the gradients, three with updates for the weights."""
+    """Compare the gradients of three steps without updates, and the weights after three steps with updates."""
     if sys.platform != "linux":
         raise Unobservable("ranks are forked, which torch allows on Linux only")
     alone, pair = watch(tiny), _fork(tiny)
@@ -51,7 +51,7 @@ def ranks(tiny: Tiny) -> Iterator[str]:
         return
     for number, seen in pair.items():
         for step, (mine, theirs) in enumerate(zip(alone.gradients, seen.gradients, strict=True), 1):
-            if far := {name: apart for name in mine if (apart := _apart(mine[name], theirs.get(name))) > TOLERANCE}:
+            if far := {name: apart for name in mine if (apart := _distance(mine[name], theirs.get(name))) > TOLERANCE}:
                 name = max(far, key=lambda key: far[key])
                 yield (
                     f"step {step}: rank {number} of two has another gradient than one process for {len(far)} of "
@@ -62,14 +62,14 @@ def ranks(tiny: Tiny) -> Iterator[str]:
         yield f"after {STEPS} steps the two ranks hold different {', '.join(differ[:4])}"
 
 
-def _apart(one: np.ndarray, other: np.ndarray | None) -> float:
+def _distance(one: np.ndarray, other: np.ndarray | None) -> float:
     if other is None:
         return float("inf")
     return float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-12)) if one.size else 0.0
 
 
 def watch(tiny: Tiny) -> Seen:
-    """The steps in this process, whatever its place among the ranks."""
+    """Run the steps in this process, as the rank that it is."""
     gradients: list[dict[str, np.ndarray]] = []
     _fit(tiny, gradients, still=True)
     module = _fit(tiny, [], still=False)
@@ -77,16 +77,16 @@ def watch(tiny: Tiny) -> Seen:
 
 
 def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> Any:
-    """STEPS steps of the real trainer; `still` scales every update to nothing. Returns the model."""
+    """Run STEPS steps of the real trainer, with updates scaled to 0 if `still`. Returns the model."""
     run = {"accumulation": 1, "max_steps": STEPS, **tiny.spec.rows(world_size())}
-    # dropout off: its masks are of each process's own rows
-    calm: dict[str, Any] = {key: 0.0 for key in tiny.arch if key.endswith("dropout")}
-    plan = replace(tiny.build(run=run, **calm), final_eval=False, eval_steps=frozenset())
+    # no dropout: its masks depend on the rows of each process
+    no_dropout: dict[str, Any] = {key: 0.0 for key in tiny.arch if key.endswith("dropout")}
+    plan = replace(tiny.build(run=run, **no_dropout), final_eval=False, eval_steps=frozenset())
     module = plan.task.module
     if still:
         plan = replace(plan, schedule=lambda step: 0.0)
         with contextlib.suppress(Unobservable):  # a model without a halting head
-            set_halting(module, willing=True)  # so that exploration decides who gets a fresh example
+            set_halting(module, halt=True)  # so that exploration decides who gets a fresh example
 
     def watch() -> None:
         grads = {name: param.grad for name, param in module.named_parameters()}
@@ -100,7 +100,7 @@ def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> 
 
 
 def _fork(tiny: Tiny) -> dict[int, Any]:
-    """What each rank saw, or why it stopped; the others are then ended, who would wait for it."""
+    """Rank -> its observations, or why it stopped; the other ranks, which would wait for it, are then killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -135,7 +135,7 @@ def _fork(tiny: Tiny) -> dict[int, Any]:
 
 
 def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
-    torch.set_num_threads(1)  # the threads of the parent are not there any more
+    torch.set_num_threads(1)  # the parent's thread pool does not survive the fork
     leave_to_parent()
     os.environ |= {
         "RANK": str(number),
@@ -151,5 +151,5 @@ def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
         seen = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     answer.send(seen)
     answer.close()
-    with contextlib.suppress(RuntimeError):  # the other rank may have gone first
+    with contextlib.suppress(RuntimeError):  # the other rank may have exited already
         shutdown()

@@ -1,6 +1,6 @@
-"""Which keys of a structured config are read: what nothing reads is a key that does nothing.
+"""Records which keys of a structured config are read: a key that nothing reads does nothing.
 
-For probes and tests; the config of a run is plain dataclasses, which torch.compile can trace.
+For probes and tests only; the config of a run is plain dataclasses, which torch.compile can trace.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from verification.probes.instance import Tiny, evaluate, fit, with_keys
 from verification.probes.launch import replaced
 
 COPIES = ("dataclasses", "replace")
-"""Module and function that read all fields for a copy, whose class records on."""
+"""Module and function that read all fields for a copy, which records its own reads."""
 
 
 @dataclass
 class Block:
-    """One block of a config as it was made, and how to make it with another value of a key."""
+    """A block of a config, and a function that builds it with another value of a key."""
 
     where: str
     instance: Any
@@ -32,9 +32,9 @@ class Block:
 
 
 def unread_keys(tiny: Tiny) -> list[str]:
-    """Keys of the run, of arch and of arch.loss that neither building, nor some steps, nor an evaluation read.
+    """Keys of the run, of arch and of arch.loss that neither building, nor some steps, nor an evaluation reads.
 
-    What is read in __post_init__ only is read where something is made of it that is read.
+    A key that only __post_init__ reads counts as read if a value derived from it is read.
     """
     made: list[Block] = []
     plain = engine.registry.build_config
@@ -56,11 +56,11 @@ def unread_keys(tiny: Tiny) -> list[str]:
         for key, (_, read) in leaves(block.instance).items():
             name = f"{block.where}.{key}" if block.where else key
             unused[name] = unused.get(name, True) and not read and not _derived(block, key)
-    return [name for name, alone in unused.items() if alone]
+    return [name for name, is_unused in unused.items() if is_unused]
 
 
 def _derived(block: Block, key: str) -> bool:
-    """Whether another value of a key changes something else of its block that was read."""
+    """Whether another value of a key changes another field of its block that was read."""
     before, known = leaves(block.instance), keys_of(type(block.instance)._records).get(key)
     value = before[key][0]
     others = candidates(known.kind if known else type(value), value)
@@ -73,7 +73,7 @@ def _derived(block: Block, key: str) -> bool:
 
 
 def leaves(instance: Any, where: str = "") -> dict[str, tuple[Any, bool]]:
-    """Dotted name -> (value, whether it was read since) of all that a structured instance holds, blocks taken apart."""
+    """Dotted name -> (value, whether it was read) for all fields of a structured instance and its nested blocks."""
     values: dict[str, tuple[Any, bool]] = {}
     for name, value in attributes(instance).items():
         key = f"{where}.{name}" if where else name
@@ -88,14 +88,14 @@ def leaves(instance: Any, where: str = "") -> dict[str, tuple[Any, bool]]:
 
 
 def unread(instance: Any, where: str = "") -> list[str]:
-    """Dotted keys of a structured instance that nothing has read since, nested blocks included."""
+    """Dotted keys of a structured instance and its nested blocks that nothing has read."""
     return [key for key, (_, read) in leaves(instance, where).items() if not read]
 
 
 def track(instance: Any) -> Any:
-    """Let a dynamic subclass record reads from now on, nested blocks included; returns the instance.
+    """Record reads of an instance and its nested blocks from now on, by a dynamic subclass; returns the instance.
 
-    Its __dict__ records what is taken out of it: `vars(config)[name]`, `**vars(config)`.
+    Reads through its __dict__ are recorded, too: `vars(config)[name]`, `**vars(config)`.
     """
     for value in attributes(instance).values():
         for block in value if isinstance(value, list) else [value]:
@@ -109,7 +109,7 @@ def track(instance: Any) -> Any:
 
 
 def attributes(instance: Any) -> dict[str, Any]:
-    """A copy of an instance's own attributes, which records nothing."""
+    """A copy of an instance's attributes, taken without recording reads."""
     return dict(dict.items(object.__getattribute__(instance, "__dict__")))
 
 
@@ -130,7 +130,7 @@ def _recorder(cls: Any) -> Any:
 
 
 class Attributes(dict[str, Any]):
-    """The __dict__ of a tracked instance; what overrides `__iter__` is unpacked (`**`) item by item."""
+    """The __dict__ of a tracked instance. It overrides `__iter__` so that `**` unpacks it item by item."""
 
     def __init__(self, values: Mapping[str, Any], reads: set[str]) -> None:
         super().__init__(values)

@@ -1,7 +1,7 @@
-"""The table of probes: a code, and a generator of what is amiss.
+"""The table of probes: for each code, a generator of faults.
 
-A probe yields one sentence per fault, or a `Note` of another level. One that does not concern a model, or cannot see
-what it needs, raises `Unobservable`, which becomes a SKIP. A family of models brings its own in its specification.
+A probe yields a sentence for each fault, or a `Note` of another level. It raises `Unobservable`, which becomes a SKIP,
+if it does not apply to a model or cannot observe what it needs. Families add their own in their specification.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from verification.rule import finding
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a probe reports besides faults, or a fault with the code that it is about."""
+    """A report of a probe that is not a fault, or a fault with its place in the code."""
 
     level: Level
     message: str
@@ -40,22 +40,22 @@ class Probe:
     code: str
     run: Observation
     passed: str = ""
-    """What has been observed when no fault was; empty: the table of codes has it."""
+    """Message if there is no fault; empty: the title in the table of codes."""
     fix: str = ""
-    """What to do; empty: the table of codes has it."""
+    """Fix of a fault; empty: that of the table of codes."""
     level: Level = "FAIL"
-    """Of a fault that is a plain sentence."""
+    """Level of a fault that is a plain sentence."""
     act: bool | None = None
-    """True: only for models that think in steps. None: for all."""
+    """True: only for models with ACT steps, False: only for others, None: for all."""
     about: str = ""
-    """The method of the task that a finding without a place is about; empty: the model's training method."""
+    """Method of the task to which a finding without a place refers; empty: the model's training method."""
     after: tuple[str, ...] = ()
-    """Codes whose failure, or skipping for such a reason, leaves nothing to observe here: the probe is then skipped."""
+    """Codes after whose failure (or skip because of one) the probe is skipped, as there is nothing to observe."""
 
 
 FIXED: Literal["fixed"] = "fixed"
 PROBES: dict[tuple[str, bool | str | None], Probe] = {}
-"""(code, whether it is for models that think in steps, FIXED of those with a fixed number) -> its probe."""
+"""(code, `act` of the probe, or FIXED for models with a fixed number of steps) -> probe."""
 
 
 def probe(code: str, *after: str, **options: Any) -> Callable[[Observation], Observation]:
@@ -70,12 +70,12 @@ def probe(code: str, *after: str, **options: Any) -> Callable[[Observation], Obs
 
 
 def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
-    """Findings of one probe: its faults and notes, or a PASS. An error inside is a fault: the run would meet it too."""
-    made: list[Finding] = []
+    """Findings of a probe: its faults and notes, or a PASS. An exception is a fault: the run would raise it, too."""
+    findings: list[Finding] = []
 
     def add(level: Level, message: str, about: Any) -> None:
         fix = probe.fix if level in ("FAIL", "WARN") else ""
-        made.append(finding(probe.code, level, message, *place_of(about), fix=fix))
+        findings.append(finding(probe.code, level, message, *place_of(about), fix=fix))
 
     try:
         for item in probe.run(tiny):
@@ -89,22 +89,22 @@ def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
     except Exception as error:
         text = f"stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         add("FAIL", text, place_of_error(error, tiny.root))
-    if not made:
+    if not findings:
         add("PASS", probe.passed or CODES[probe.code].title, None)
-    amiss = any(one.level in (probe.level, "FAIL") for one in made)
-    return [one for one in made if not (amiss and one.level == "PASS")]
+    failed = any(one.level in (probe.level, "FAIL") for one in findings)
+    return [one for one in findings if not (failed and one.level == "PASS")]
 
 
 def subject_of(probe: Probe, tiny: Tiny) -> Any:
-    """What a probe is about: a method of the task or of the model, else their class."""
-    owner, name = tiny.model_class, tiny.kept.get("train_forward") or "forward"
+    """The method of the task or of the model to which a probe refers, else their class."""
+    owner, name = tiny.model_class, tiny.cache.get("train_forward") or "forward"
     if probe.about:
         owner, name = tiny.task_class, probe.about
     return getattr(owner, name, owner)
 
 
 def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:
-    """The innermost frame of the examined repository: (file, line)."""
+    """(file, line) of the innermost frame in the examined repository; ("", 0) if there is none."""
     here = Path(__file__).resolve().parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
@@ -114,8 +114,8 @@ def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:
 
 
 def chosen(codes: Iterable[str], tiny: Tiny) -> list[Probe]:
-    """The probes of these codes that are about the model of `tiny`, each after those that it depends on; what a family
-    observes under a code is added to what is common."""
+    """The probes of `codes` that apply to the model of `tiny`, each after those that it depends on; a family's probe of
+    a code is added to the common one."""
     kinds = (getattr(tiny.model_class, "ACT_MODE", None), tiny.spec.act, None)
     own = {probe.code: probe for probe in tiny.spec.probes()}
     common = {code: next((PROBES[code, kind] for kind in kinds if (code, kind) in PROBES), None) for code in codes}

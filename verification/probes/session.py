@@ -1,4 +1,4 @@
-"""One call of the probes: shrink the config, build it through the script's own launch, run the probes."""
+"""Runs the probes on a config: shrinks it, builds it through the script's own launch, and observes it."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def observe(
 ) -> list[Finding]:
     """Findings about a resolved config of the entry script `script`. Never raises.
 
-    Of the codes that the guide asks for (JUDGED) each is there at least once, SKIP where nothing could be built. Where
-    a deeper one (DYN7xx) is asked for, what cannot be built is DYN700, and nothing else is observed.
+    Each requested code of JUDGED has at least one finding, a SKIP if nothing could be built. With deeper codes
+    (DYN7xx), a config that cannot be built is a DYN700, and nothing else is observed.
     """
     resolved = {key: value for key, value in resolved.items() if key != "hydra"}
     deep = not set(codes) <= set(JUDGED)
@@ -70,22 +70,22 @@ def observe(
 
 
 def _run_all(tiny: Tiny, codes: Sequence[str]) -> list[Finding]:
-    amiss, blocked, findings = set[str](), set[str](), list[Finding]()
+    failed, blocked, findings = set[str](), set[str](), list[Finding]()
     rows = chosen([code for code in codes if code != BUILT], tiny)
     for row in rows:
-        if first := [code for code in row.after if code in amiss | blocked]:
+        if first := [code for code in row.after if code in failed | blocked]:
             findings.append(finding(row.code, "SKIP", f"not observed: {first[0]} comes first"))
             blocked.add(row.code)
         else:
             findings += run_probe(row, tiny)
-            amiss |= {one.code for one in findings if one.level in ("FAIL", "WARN")}
-    asked = {code for code in set(codes) & set(JUDGED) if not code.startswith("DYN")}  # not all have the deeper ones
-    unknown = asked - {row.code for row in rows}
+            failed |= {one.code for one in findings if one.level in ("FAIL", "WARN")}
+    requested = {code for code in set(codes) & set(JUDGED) if not code.startswith("DYN")}  # DYN is not for all families
+    unknown = requested - {row.code for row in rows}
     return [*findings, *(finding(code, "SKIP", "a check of models with ACT steps") for code in sorted(unknown))]
 
 
 def _unobserved(error: Exception, codes: Sequence[str]) -> list[Finding]:
-    """Nothing could be built; where `engine.registry.require` found another family or data mode, that is SCR112."""
+    """Findings if nothing could be built: a SCR112 if `engine.registry.require` refused the family or data mode."""
     refused = "require" in [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     rows = {code: ("SKIP", f"not observed: {in_one_line(error)}") for code in codes}
     if refused and "SCR112" in codes:
@@ -104,7 +104,7 @@ def _unbuilt(error: Exception) -> Finding:
 
 
 def in_one_line(error: Exception) -> str:
-    """An error in one line, with its class where it is none of a user."""
+    """An error in one line, with its class unless it is a UsageError."""
     text = " ".join(str(error).split())[:400]
     return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
 
@@ -119,7 +119,7 @@ def make_tiny(
     given: Sequence[str] = (),
     narrow: bool = False,
 ) -> Tiny:
-    """The instance of a config. `narrow` keeps what decides how a step works, so that many configs share a verdict.
+    """The tiny instance of a config. `narrow`: as in `verification.spec.shrunk`.
 
     Raises: UsageError.
     """
@@ -140,14 +140,14 @@ def make_tiny(
 
 
 def arch_with_defaults(arch: Mapping[str, Any], model_class: type) -> Settings:
-    """The arch block with what it leaves to the model's Config: what is not there cannot be made small."""
+    """The arch block with the defaults of the model's Config, so that they can be shrunk, too."""
     schema = getattr(model_class, "Config", None)
     fields = dataclasses.fields(schema) if schema else ()
     return {one.name: one.default for one in fields if isinstance(one.default, bool | int | float | str)} | dict(arch)
 
 
 def _built(tiny: Tiny) -> Finding:
-    """The whole config as a model without memory, then the tiny one with a step."""
+    """Build the full-size model without memory, then the tiny one with a step. Raises what building raises."""
     size = sum(param.numel() for param in tiny.full_model(tiny.resolved).parameters())
     plan = tiny.build()
     step(plan.task, 1)
@@ -157,14 +157,14 @@ def _built(tiny: Tiny) -> Finding:
 
 
 def tensor_names(resolved: Settings, script: ModuleType) -> set[str]:
-    """What the weights of the config's model are called. Raises: UsageError where it cannot be built here."""
+    """The names of the tensors of the config's model. Raises: UsageError if it cannot be built here."""
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
         tiny = make_tiny(script, resolved, Path(folder) / "data")
         return set(tiny.full_model(tiny.resolved).state_dict())
 
 
 def keys_unread(resolved: Settings, script: ModuleType) -> list[str] | None:
-    """The keys of a config that its tiny instance leaves unread; None where it cannot be built or run here."""
+    """The keys of a config that its tiny instance does not read; None if it cannot be built or run here."""
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
         try:
             return unread_keys(make_tiny(script, resolved, Path(folder) / "data"))
@@ -174,7 +174,7 @@ def keys_unread(resolved: Settings, script: ModuleType) -> list[str] | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """One rank, gradients on, nothing printed; random numbers and environment of the process are as before after it."""
+    """Run with one rank, gradients on and no output; restores random state and environment of the process."""
     launcher = {key: os.environ.pop(key) for key in RANK_KEYS if key in os.environ}
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""What a family declares of its loss: terms that are added by their weight (`Term`), and next tokens as targets.
+"""Probes of what a family declares of its loss: weighted terms (`Term`), and next tokens as targets.
 
 Shapes: B rows, T tokens of a text.
 """
@@ -27,7 +27,7 @@ WEIGHT = 0.5
     passed="each further term of the loss is added by its weight, and what it holds is held",
 )
 def added(tiny: Tiny) -> Iterator[str | Note]:
-    """The second step of an episode in which no row halts, with a weight and without."""
+    """The second step of an episode in which no row halts, with and without the weight."""
     terms = [
         one for one in tiny.spec.terms if value_at(tiny.arch, one.needs) and value_at(tiny.arch, one.weight) is not None
     ]
@@ -46,10 +46,10 @@ def added(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def _step(tiny: Tiny, term: Term, weight: float) -> tuple[float, dict[str, float], list[Any]]:
-    """(loss of the second step, sums of its metrics, all four calls of the model)."""
+    """(loss of the second step, sums of its metrics, the four calls of the model)."""
     changed: dict[str, Any] = {**term.under, term.weight: weight}
     task = tiny.build(**changed).task
-    set_halting(task.module, willing=False)
+    set_halting(task.module, halt=False)
     recorder, seen = Recorder(task.module), list[tuple[float, dict[str, float]]]()
     for number in range(1, 5):
         with torch.no_grad():
@@ -70,7 +70,7 @@ def _step(tiny: Tiny, term: Term, weight: float) -> tuple[float, dict[str, float
     fix="targets are the tokens from the second of the window on: x = w[:-1], y = w[1:]",
 )
 def targets(tiny: Tiny) -> Iterator[str | Note]:
-    """The micro-batches of three steps."""
+    """The targets in the micro-batches of three steps are the next tokens."""
     task = tiny.build().task
     for number in (1, 2, 3):
         for batch in task.micro_batches(number):
@@ -86,16 +86,16 @@ def targets(tiny: Tiny) -> Iterator[str | Note]:
     fix="a causal mask in every layer that mixes places",
 )
 def later_tokens(tiny: Tiny) -> Iterator[str | Note]:
-    """Logits of the first half of the places, with the true second half and with other tokens there."""
+    """Logits of the first half of the positions do not depend on the tokens of the second half."""
     task = tiny.build().task
     tokens, following, more = _text(tiny, next(iter(task.micro_batches(1))))
-    half, words = tokens.shape[-1] // 2, int(max(tokens.max(), following.max())) + 1
-    other = torch.cat((tokens[..., :half], (tokens[..., half:] + 1) % words), dim=-1)
+    half, vocab_size = tokens.shape[-1] // 2, int(max(tokens.max(), following.max())) + 1
+    other = torch.cat((tokens[..., :half], (tokens[..., half:] + 1) % vocab_size), dim=-1)
     for training in (True, False):
         task.module.train(training)
         seen: list[list[Tensor]] = []
         for ids in (tokens, other):
-            torch.manual_seed(5)  # of dropout
+            torch.manual_seed(5)  # for dropout
             with torch.no_grad():
                 output = task.module(ids, **more)
                 seen.append([output.logits(number)[:, :half] for number in range(len(output.streams))])

@@ -17,26 +17,26 @@ from verification.probes.registry import Note, probe
 
 @dataclass
 class TrainingRun:
-    """What a few optimizer steps of engine/loop/trainer.py left behind; one entry per step in the lists."""
+    """Observations of a few optimizer steps of engine/loop/trainer.py; lists have an entry per step."""
 
     model: nn.Module
     recorder: Recorder
     groups: list[Any]
     gradients: dict[str, float] = field(default_factory=dict)
-    """Parameter -> largest absolute gradient seen."""
+    """Parameter -> largest absolute gradient."""
     changed: dict[str, bool] = field(default_factory=dict)
-    """Parameter -> whether any of its numbers moved."""
+    """Parameter -> whether any of its elements changed."""
     rows: list[tuple[set[int], set[int]]] = field(default_factory=list)
-    """Rows of the sparse table that the step changed, and identifiers of the examples that it worked on."""
+    """(rows of the sparse table that the step changed, identifiers of its examples)."""
 
 
 def training_run(tiny: Tiny) -> TrainingRun:
-    """Made once for all probes."""
+    """The training run, shared by all probes."""
     return tiny.once(_train)
 
 
 def _train(tiny: Tiny) -> TrainingRun:
-    plan = tiny.build(stirred=False)
+    plan = tiny.build(perturbed=False)
     model, before = plan.task.module, dict[str, Tensor]()
     run = TrainingRun(model, Recorder(model), plan.task.param_groups())
 
@@ -56,9 +56,9 @@ def _train(tiny: Tiny) -> TrainingRun:
     def after_step() -> None:
         if table is not None:
             states.append(table.weights.clone())
-            moved = (states[-1] != states[-2]).any(dim=1).nonzero().flatten().tolist()
+            changed = (states[-1] != states[-2]).any(dim=1).nonzero().flatten().tolist()
             used = run.recorder.calls[-1].output.carry.data[tiny.spec.table_key].tolist()
-            run.rows.append((set(moved), set(used)))
+            run.rows.append((set(changed), set(used)))
 
     fit(plan, tiny.config(), after_step)
     run.changed = {name: not torch.equal(param, before[name]) for name, param in model.named_parameters()}
@@ -67,7 +67,7 @@ def _train(tiny: Tiny) -> TrainingRun:
 
 @probe("DYN703", about="param_groups")
 def gradients(tiny: Tiny) -> Iterator[str | Note]:
-    """Some steps of the real trainer: who is in which group, who got a gradient, who moved."""
+    """Some steps of the real trainer: every parameter is in one group, gets a gradient and changes."""
     run, steps = training_run(tiny), tiny.config().max_steps
     yield from grouped(tiny, run.model, run.groups)
     names = {id(param): name for name, param in run.model.named_parameters()}
@@ -82,7 +82,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
         yield f"{listed(dry)} got no gradient in {steps} steps"
     if still := [name for name in held if not run.changed[name] and rates[name] > 0]:
         yield f"{listed(still)} did not change in {steps} optimizer steps"
-    if drifting := [name for name, moved in run.changed.items() if moved and name not in rates]:
+    if drifting := [name for name, changed in run.changed.items() if changed and name not in rates]:
         yield f"{listed(drifting)} changed though no optimizer group holds it"
     if not held and all(group.table is None for group in run.groups):
         yield "the optimizer groups are empty: nothing is trained"
@@ -94,7 +94,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("DYN718", act=True)
 def embedding_rows(tiny: Tiny) -> Iterator[str | Note]:
-    """Whether an encoder is there, which rows of the table moved; which forward ran is judged by MOD420."""
+    """There is no encoder in embedding mode, and exactly the rows of a step's puzzles change in the table."""
     run = training_run(tiny)
     encoders = [name for name, _ in run.model.named_modules() if tiny.spec.is_encoder(name)]
     if encoders and getattr(tiny.model_class, "DATA_MODE", "") == "embedding":
@@ -107,8 +107,8 @@ def embedding_rows(tiny: Tiny) -> Iterator[str | Note]:
     elif group.lr == 0:
         yield Note("WARN", "the puzzle embedding has learning rate 0: its rows never change")
     else:
-        for number, (moved, used) in enumerate(run.rows, 1):
-            if extra := moved - used:
+        for number, (changed, used) in enumerate(run.rows, 1):
+            if extra := changed - used:
                 yield f"step {number} changed embedding rows {sorted(extra)[:6]} of puzzles that it did not work on"
-            if missing := used - moved:
+            if missing := used - changed:
                 yield f"step {number} left embedding rows {sorted(missing)[:6]} of its own puzzles unchanged"

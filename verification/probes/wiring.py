@@ -1,8 +1,8 @@
-"""The guide's step 2, observed: what the launch does (SCR120), which models it takes (SCR112), whose data it loads
-(SCR121), and what names and comments claim (SCR131, SCR140).
+"""Probes of the guide's step 2: what the launch does (SCR120), which models it accepts (SCR112), which data it loads
+(SCR121), and the claims of names and comments (SCR131, SCR140).
 
-The model class of the config is replaced by one of the same code under a name that only the config knows: a script
-that makes anything else does not read `arch.name`.
+The model class of the config is replaced by a subclass under a name that only the config has: a script that trains
+anything else does not read `arch.name`.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ WRONG_NAMES = {"dynamic": re.compile(r"online|fixed"), "fixed": re.compile(r"ori
 
 @contextlib.contextmanager
 def stand_in(tiny: Tiny, **declared: Any) -> Iterator[tuple[type, str]]:
-    """(a subclass of the model class with other declarations, the arch.name by which a config chooses it)."""
+    """Register a subclass of the model class with other declarations: (the class, its arch.name)."""
     cls = tiny.model_class
-    made = type(
+    subclass = type(
         cls.__name__, (cls,), {**declared, "__module__": f"models.{STAND_IN}", "__qualname__": cls.__qualname__}
     )
     module = ModuleType(f"models.{STAND_IN}")
     module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-    setattr(module, cls.__name__, made)
+    setattr(module, cls.__name__, subclass)
     sys.modules[module.__name__] = module
     sys.modules["models"].__dict__[STAND_IN] = module
     try:
-        yield made, f"{STAND_IN}@{cls.__name__}"
+        yield subclass, f"{STAND_IN}@{cls.__name__}"
     finally:
         del sys.modules[module.__name__], sys.modules["models"].__dict__[STAND_IN]
 
 
 @probe("SCR120")
 def wiring(tiny: Tiny) -> Iterator[str | Note]:
-    """The launch's calls, and whether what it builds is the class that the config names."""
+    """The launch makes the contract's calls, and builds the class that the config names."""
     seen = tiny.launch
     about = inspect.unwrap(seen.module.launch)
     if seen.error is not None and "run" not in seen.calls:
@@ -81,17 +81,17 @@ def wiring(tiny: Tiny) -> Iterator[str | Note]:
     if seen.entry is not None and Path(str(seen.entry)).stem != seen.name:
         yield Note("FAIL", f"entry={seen.entry!r} is not this script's name ({seen.name})", about)
     settings = other_values(tiny)
-    given = launched(seen.module, settings).config
-    if given is not None and (other := differing(vars(structure(tiny.schema, settings)), vars(given))):
+    passed = launched(seen.module, settings).config
+    if passed is not None and (other := differing(vars(structure(tiny.schema, settings)), vars(passed))):
         yield Note("FAIL", f"launch changes the config between command and run: {', '.join(other)}", about)
-    made: list[str] = []
+    makers: list[str] = []
     with (
         stand_in(tiny) as (cls, name),
-        watched(lambda _, code: made.append(code.co_name) if code.co_name in MAKERS else None),
+        watched(lambda _, code: makers.append(code.co_name) if code.co_name in MAKERS else None),
     ):
         module = tiny.build(name=name).task.module
         right = any(isinstance(part, cls) for part in module.modules())
-    if not made:
+    if not makers:
         yield Note("FAIL", f"nothing calls {MAKERS[0]}, the contract's name for making the model", about)
     if not right:
         text = f"a config that names another model class still trains {type(module).__name__}: arch.name has no effect"
@@ -99,7 +99,7 @@ def wiring(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def other_values(tiny: Tiny) -> Settings:
-    """Settings in which as many keys as can be have another value than their default, which a launch may put in."""
+    """Settings in which as many keys as possible differ from their defaults, which a launch may wrongly insert."""
     settings = dict(tiny.settings)
     for name, one in tiny.schema.__dataclass_fields__.items():
         value = settings.get(name, one.default)
@@ -112,11 +112,11 @@ def other_values(tiny: Tiny) -> Settings:
     return settings
 
 
-def differing(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """`key=value, not value` for each value of a config that is another in `given`; nested keys are dotted."""
+def differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    """`key=VALUE, not EXPECTED` for each value of a config that differs in `actual`; nested keys are dotted."""
     lines: list[str] = []
     for key, value in expected.items():
-        other = given.get(key)
+        other = actual.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             lines += [f"{key}.{line}" for line in differing(value, other)]
         elif value != other and not key.startswith("_"):
@@ -126,7 +126,7 @@ def differing(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
 
 @probe("SCR112", "SCR120")
 def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
-    """The same model, declaring that it is of another family, or another data mode."""
+    """A model that declares another family, or another data mode, is refused."""
     for key in ("FAMILY", "DATA_MODE"):
         with stand_in(tiny, **{key: "of_nobody"}) as (_, name):
             try:
@@ -139,7 +139,7 @@ def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("SCR121")
 def data_classes(tiny: Tiny) -> Iterator[str | Note]:
-    """The data mode of the data sets that the task holds."""
+    """The data mode of the task's data sets is that of the model."""
     mode = getattr(tiny.model_class, "DATA_MODE", None)
     classes = {
         cls for cls in map(type, reachable(tiny.build().task, 5)) if cls.__module__.partition(".")[0] == "dataset"
@@ -157,7 +157,7 @@ def data_classes(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def reviewed(tiny: Tiny) -> tuple[list[Any], list[str]]:
-    """What a reviewer reads: the script, what builds the run, task and model with their bases; and their files."""
+    """What a reviewer reads: the script, the code that builds the run, task and model with bases; and their files."""
     build: Any = tiny.launch.build
     while isinstance(build, functools.partial):
         build = build.func
@@ -172,7 +172,7 @@ def reviewed(tiny: Tiny) -> tuple[list[Any], list[str]]:
 
 @probe("SCR131", act=True, level="WARN")
 def function_names(tiny: Tiny) -> Iterator[str | Note]:
-    """Functions of the script, of what builds the run, and of the task."""
+    """Training functions of the script, of the code that builds the run, and of the task are named after its mode."""
     mode = getattr(tiny.model_class, "ACT_MODE", None)
     pattern = WRONG_NAMES.get(str(mode))
     if pattern is None:
@@ -186,7 +186,7 @@ def function_names(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("SCR140", act=True, level="WARN")
 def comments(tiny: Tiny) -> Iterator[str | Note]:
-    """Comments and docstrings that describe the other mode."""
+    """No comment or docstring describes the other mode."""
     mode = getattr(tiny.model_class, "ACT_MODE", None)
     pattern = OTHER_MODE.get(str(mode))
     if pattern is None:
@@ -200,7 +200,7 @@ def comments(tiny: Tiny) -> Iterator[str | Note]:
 
 
 def prose(text: str) -> Iterator[tuple[str, int]]:
-    """Comments and docstrings with their lines."""
+    """Comments and lines of docstrings, with their line numbers."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.string, token.start[0]
