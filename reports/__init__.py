@@ -1,1 +1,1 @@
-"""Reading runs, comparing them over seeds, and showing the result: tables, pictures, one HTML page."""
+"""Reads runs, compares them over seeds, and shows the result as tables, pictures and an HTML page."""

@@ -1,4 +1,4 @@
-"""A drawing surface in logical units: text and shapes are laid out once and scaled to the resolution asked for."""
+"""A drawing surface in logical units: text and shapes are laid out once and scaled to any resolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, MUTED, HAIR = "#ffffff", "#1b2430", "#5d6877", "#c5ccd6"
-"""Of every picture: the ground, text, lesser text, thin lines."""
+"""Colours of every picture: background, text, secondary text, thin lines."""
 RIGHT_INK, WRONG_INK = "#0a6b4a", "#b03a00"
 
 Anchor = Literal["lm", "mm", "rm", "lt", "mt"]
@@ -21,7 +21,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 class Canvas:
-    """Coordinates and sizes are logical units; `scale` pixels make one."""
+    """An image to draw on; coordinates and sizes are in logical units of `scale` pixels."""
 
     def __init__(self, width: float, height: float, scale: float, background: str) -> None:
         self.scale = scale
@@ -40,7 +40,7 @@ class Canvas:
         line: float = 1.0,
         radius: float = 0.0,
     ) -> None:
-        """A rectangle, its outline drawn inwards. Nothing is drawn where a side is shorter than a pixel."""
+        """Draw a rectangle with its outline inside. Nothing is drawn if a side is shorter than a pixel."""
         left, top, right, bottom = (round(v * self.scale) for v in (x, y, x + width, y + height))
         if right <= left or bottom <= top:
             return
@@ -48,11 +48,11 @@ class Canvas:
         if radius:
             round_by = min(radius * self.scale, (right - left) / 2)
             self.pen.rounded_rectangle(corners, radius=round_by, fill=fill, outline=outline, width=width)
-        else:  # much the faster one, and boards have thousands of cells
+        else:  # much faster than a rounded one, and boards have thousands of cells
             self.pen.rectangle(corners, fill=fill, outline=outline, width=width)
 
     def rule(self, x: float, y: float, length: float, *, down: bool, line: float, colour: str) -> None:
-        """A straight line of thickness `line`, centred on (x, y) .. length to the right or down."""
+        """Draw a line of thickness `line` from (x, y), `length` to the right or down."""
         half = line / 2
         if down:
             self.box(x - half, y - half, line, length + line, fill=colour)
@@ -60,15 +60,15 @@ class Canvas:
             self.box(x - half, y - half, length + line, line, fill=colour)
 
     def corner(self, x: float, y: float, size: float, colour: str) -> None:
-        """A small triangle filling the corner whose outer point, top right, is (x, y)."""
+        """Draw a small triangle in the corner whose top right point is (x, y)."""
         points = [(x - size, y), (x, y), (x, y + size)]
         self.pen.polygon([(a * self.scale, b * self.scale) for a, b in points], fill=colour)
 
     def text(
         self, x: float, y: float, text: str, *, size: float, colour: str, bold: bool = False, anchor: Anchor = "lm"
     ) -> None:
-        """One line of text at an anchor point."""
-        # The built-in face has no bold cut; a stroke in the same colour gives one.
+        """Draw one line of text at an anchor point."""
+        # The built-in font has no bold face; a stroke in the same colour imitates one.
         stroke = max(1, round(size * self.scale / 28)) if bold else 0
         self.pen.text(
             (x * self.scale, y * self.scale),

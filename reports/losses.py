@@ -1,4 +1,4 @@
-"""Two records of the same training compared value by value: has a change altered the numbers?"""
+"""Compares two records of the same training value by value: has a change altered the numbers?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Record = Mapping[tuple[int, str], Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric that is not the same, where it first is not; a value is None where a record has no number there."""
+    """A metric that differs, at its first differing step; a value is None if its record has no number there."""
 
     metric: str
     step: int
@@ -30,13 +30,13 @@ class Difference:
     values: int
     """How many of its values differ."""
     greatest: float
-    """The greatest relative difference; infinite where one record has no number."""
+    """The greatest relative difference; infinite if a record has no number."""
 
 
 def read_losses(place: Path) -> Record:
-    """The metrics of a run folder, or of a file of such lines, without times.
+    """Read the metrics of a run folder, or of a file like metrics.jsonl, without times.
 
-    Raises: UsageError where there are none.
+    Raises: UsageError if there are none.
     """
     lines = read_metrics(place) if place.is_dir() else iter(_lines(place))
     record = {
@@ -73,11 +73,11 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 def compare_losses(
     first: Record, second: Record, *, tolerance: float = 0.0, absolute: float = 0.0, patterns: Sequence[str] = ()
 ) -> tuple[list[Difference], int]:
-    """(the metrics that differ, in order of their first differing step; how many values were compared).
+    """(metrics that differ, in order of their first differing step; number of values compared).
 
     Args:
-        tolerance: relative difference that counts as none; 0 compares exactly.
-        absolute: a difference that counts as none whatever the values; for differences of nearly equal figures.
+        tolerance: relative difference that is ignored; 0 compares exactly.
+        absolute: absolute difference that is ignored, for metrics that are differences of nearly equal figures.
         patterns: regular expressions; only metrics that match one are compared.
     """
     keys = [key for key in {**first, **second} if not patterns or any(re.search(one, key[1]) for one in patterns)]
@@ -102,7 +102,7 @@ def compare_losses(
 
 
 def _gap(a: Any, b: Any) -> float:
-    """|a - b| / max(|a|, |b|); 0 for equal values, NaN and null included, infinite where only one is a number."""
+    """|a - b| / max(|a|, |b|); 0 for equal values (also two NaNs or nulls), infinite if only one is a number."""
     if a == b or (a != a and b != b):
         return 0.0
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (a, b)):
@@ -111,7 +111,7 @@ def _gap(a: Any, b: Any) -> float:
 
 
 def as_text(differences: Sequence[Difference], compared: int, tolerance: float) -> str:
-    """The verdict, and a row for each metric that differs."""
+    """The verdict, and a table row for each metric that differs."""
     within = f" within {tolerance:g}" if tolerance else ""
     if not differences:
         return f"equal{within}: {compared} values"

@@ -1,8 +1,7 @@
 """The model card of an exported run: README.md with the YAML header that the Hugging Face Hub reads.
 
-Everything in it is read from the run: recipe and changed keys, data cards, the evaluation of the exported step, the
-runs beside it that differ by their seed alone. What only an exporter knows (its classes, how its folder is loaded) is
-handed over.
+It is read from the run: recipe and changed keys, data cards, the evaluation of the exported step, and the runs in the
+same folder that differ only in their seed. The exporter passes what only it knows (its classes, how to load them).
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ if TYPE_CHECKING:
     from engine.checkpoint.manifest import Checkpoint  # needs torch, and a command line is read before that
 
 Verify = Callable[[Path], tuple[str, Sequence[str]]]
-"""Run -> (PASS, WARN, FAIL or SKIP; the lines of what is wrong)."""
+"""Run -> (PASS, WARN, FAIL or SKIP; a line for each fault)."""
 CARD = "README.md"
 LONGEST = 2_000
-"""Characters of one entry of a data card; a longer one is a list of names that nobody reads here."""
+"""Most characters of an entry of a data card; longer ones are lists of names, which are left out."""
 UNSTATED = "unknown"
-"""The Hub's word for weights whose licence nobody has stated."""
+"""The Hub's identifier for weights without a stated licence."""
 HEADER = "composed from "
 
 
 def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    """Facts for a card that no run records."""
+    """Add the flags for facts that no run records."""
     parser.add_argument(
         "--license",
         type=_identifier,
@@ -70,11 +69,11 @@ def model_card(
     """The text of README.md.
 
     Args:
-        checkpoint: what was exported; the rest of its run is read from beside it.
-        name: of the exported folder.
+        checkpoint: the exported checkpoint; the other files of its run are read, too.
+        name: name of the exported folder.
         weights: `ema` or `raw`.
-        model: rows about the model, `parameters` among them.
-        loading: Python that loads the folder.
+        model: rows about the model, including `parameters`.
+        loading: Python code that loads the folder.
         license: identifier of the Hub (mit, apache-2.0, cc-by-4.0, ...).
         verify: the path verification of a run (verification.static.run_verdict).
     """
@@ -116,14 +115,14 @@ def model_card(
 
 
 def results_at(run: Path, step: int) -> dict[str, float]:
-    """The evaluation of `step`: of summary.json where the run ended there, else of its line in metrics.jsonl."""
+    """The evaluation of `step`: from summary.json if the run ended there, else from metrics.jsonl."""
     figures: dict[str, Any] = {}
     try:
         for line in read_metrics(run):
             if line.get("step") == step:
                 figures |= line
     except UsageError:
-        pass  # a checkpoint that was copied without its run
+        pass  # a checkpoint copied without its run
     summary = read_json(run / "summary.json")
     if summary.get("step") == step and isinstance(summary.get("results"), dict):
         figures |= summary["results"]
@@ -143,7 +142,7 @@ def _header(
     cards: Sequence[Mapping[str, Any]],
     part: str,
 ) -> str:
-    """The YAML, with the figures to report as the Hub's model-index; `part` is what they are of."""
+    """The YAML header, with the figures as the Hub's model-index; `part`: the part of the split they cover."""
     reported = {key: value for key, value in results.items() if key.startswith("eval/")} or results
     header: dict[str, Any] = {"license": license, "library_name": library, "tags": ["loopforge", *tags]}
     data = ", ".join(_title(card) for card in cards)
@@ -175,18 +174,18 @@ def _training(checkpoint: Checkpoint, environment: Mapping[str, Any], summary: M
 
 
 def _composed(run: Path) -> dict[str, Any]:
-    """The first line of config.yaml: the recipe and the choices of groups."""
+    """The recipe and group choices in the first line of config.yaml; {} if it is unreadable."""
     try:
         with open(run / "config.yaml", encoding="utf-8", errors="replace") as stream:
             first = stream.readline(10_000)
-        made = json.loads(first.partition(HEADER)[2])
+        origin = json.loads(first.partition(HEADER)[2])
     except (OSError, ValueError, RecursionError):
         return {}
-    return made if isinstance(made, dict) else {}
+    return origin if isinstance(origin, dict) else {}
 
 
 def _changed(run: Path) -> str:
-    """What the command set beside the recipe's own values."""
+    """The keys that the command set to values other than the recipe's."""
     try:
         words = (run / "overrides.txt").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
@@ -206,7 +205,7 @@ def _licence_of(card: Mapping[str, Any]) -> str:
 
 
 def _data(card: Mapping[str, Any]) -> str:
-    """One data set: where it is from, and its whole card."""
+    """The section of one data set: its origin and its card."""
     counts = card.get("counts")
     sizes = (
         {
@@ -244,7 +243,7 @@ def _results(
     summary: Mapping[str, Any],
     weights: str,
 ) -> str:
-    """Each figure with its interval, then what the figures are of."""
+    """The table of figures with intervals, then what they cover."""
     if not results:
         return f"No evaluation of step {checkpoint.step:,} is stored with the run."
     table = Table([Column("metric"), Column("value", "number", digits=4), Column("95 % interval")])
@@ -265,7 +264,7 @@ def _results(
 def _interval(
     key: str, results: Mapping[str, float], config: Mapping[str, Any], cards: Sequence[Mapping[str, Any]]
 ) -> tuple[float, float] | None:
-    """That which the evaluator gave; else Wilson's, where the figure is a share of independent test examples."""
+    """The evaluator's interval; else Wilson's if the figure is a share of independent test examples; else None."""
     if f"{key}_low" in results and f"{key}_high" in results:
         return results[f"{key}_low"], results[f"{key}_high"]
     counts = [(card.get("counts") or {}).get("test") for card in cards]
@@ -278,7 +277,7 @@ def _interval(
 
 
 def _part(config: Mapping[str, Any]) -> str:
-    """How much of its split the last evaluation was limited to, in words; "" for all of it."""
+    """Description of the part of its split to which the last evaluation was limited; "" for all of it."""
     limits = {
         name.removeprefix("final_eval_max_"): value
         for name, value in config.items()
@@ -292,14 +291,14 @@ def _shown(interval: tuple[float, float] | None) -> str | None:
 
 
 def _protocols(run: Path, step: int) -> Iterator[str]:
-    """In words, of every record that the evaluation of this step left."""
+    """The meaning stated in every record of this step's evaluation."""
     for file in sorted(run.glob(f"evaluations/step_{step}_*.json")):
         if isinstance(meaning := read_json(file).get("meaning"), str):
             yield meaning
 
 
 def _seeds(checkpoint: Checkpoint, run: Path, summary: Mapping[str, Any]) -> str:
-    """The runs beside this one that have its settings and another seed, with the mean over all."""
+    """The mean over this run and those in its folder that differ only in their seed."""
     stored = read_json(run / "identity.json")
     own: Any = stored.get("config")
     values: dict[Any, Any] = {}
@@ -315,11 +314,11 @@ def _seeds(checkpoint: Checkpoint, run: Path, summary: Mapping[str, Any]) -> str
     figures = [value for value in values.values() if type(value) in (int, float)]
     if len(figures) < 2:
         return f"One run, seed {checkpoint.config.get('seed')}: no figure over seeds can be given."
-    made = summarize(figures)
-    low, high = made["t"] or (made["mean"], made["mean"])
+    stats = summarize(figures)
+    low, high = stats["t"] or (stats["mean"], stats["mean"])
     return (
-        f"{name} over seeds {', '.join(map(str, sorted(values)))}: mean {made['mean']:.4f}, 95 % interval {low:.4f} to "
-        f"{high:.4f} (Student's t). This is seed {checkpoint.config.get('seed')}."
+        f"{name} over seeds {', '.join(map(str, sorted(values)))}: mean {stats['mean']:.4f}, 95 % interval "
+        f"{low:.4f} to {high:.4f} (Student's t). This is seed {checkpoint.config.get('seed')}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Names for settings by what differs between them."""
+"""Names settings by what differs between them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Settings = Mapping[str, Any]
 
 
 def difference_names(settings: Sequence[Settings]) -> list[str]:
-    """A name for each of the settings, the same for equal ones only.
+    """A name for each of the settings; only equal settings have equal names.
 
-    It lists the keys that differ (`lr=0.1`, the last part of a key where that is unique) and the blocks that only some
-    have (`encoder`, `no encoder`). Keys that come and go with a block, or with its `name`, are compared among the
-    settings that have them.
+    It lists the keys that differ (`lr=0.1`, the last part of a key if it is unique) and the blocks that only some have
+    (`encoder`, `no encoder`). Keys that exist only with a block, or with its `name`, are compared among the settings
+    that have them.
     """
     keys = sorted({key for each in settings for key in each})
     held = [_blocks(each) for each in settings]
@@ -39,8 +39,8 @@ def _varies(key: str, settings: Sequence[Settings]) -> bool:
 
 
 def _is_optional(place: str, settings: Sequence[Settings], held: Sequence[set[str]]) -> bool:
-    """Whether a key or block is there and not there in settings whose outer blocks are of the same kind: present
-    alike, with the same `name`. `held` has the blocks of each of the settings."""
+    """Whether a key or block is present in some but not all settings with the same outer blocks (presence and `name`).
+    `held`: the blocks of each of the settings."""
     presence: dict[tuple[Any, ...], set[bool]] = {}
     named = [(parent, f"{parent}.name") for parent in _parents(place)]
     for each, blocks in zip(settings, held, strict=True):
@@ -50,7 +50,7 @@ def _is_optional(place: str, settings: Sequence[Settings], held: Sequence[set[st
 
 
 def _short_labels(places: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted place, or all of it where another one ends alike."""
+    """The last part of each dotted place, or all of it if another has the same last part."""
     last_parts = Counter(place.rpartition(".")[2] for place in places)
     return {place: last if last_parts[last := place.rpartition(".")[2]] == 1 else place for place in places}
 
@@ -66,7 +66,7 @@ def _parents(key: str) -> Iterator[str]:
 
 
 def as_text(value: Any) -> str:
-    """A setting as the command line writes it; text that would read as another type keeps its quotes."""
+    """A setting as on the command line; text that would be read as another type is quoted."""
     if value is None:
         return "null"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Where results go: a report's files in one folder, or one JSON file."""
+"""Writes results: a report's files in a folder, a page, or a JSON file; checks targets before the work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, 
 from reports.canvas import as_png
 
 HEAD = 8192
-"""Bytes at the beginning of a file within which its mark stands."""
+"""First bytes of a file, in which its mark must be."""
 
 
 @contextmanager
@@ -29,19 +29,19 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def write_json_result(target: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON and print its path. Raises: UsageError when it cannot be written."""
+    """Write JSON and print its path. Raises: UsageError if it cannot be written."""
     with _writing(target):
         atomic_write_json(target, content)
 
 
 def write_beside(target: Path, content: str | bytes) -> None:
-    """Write text or a picture that goes with a JSON result. Raises: UsageError when it cannot be written."""
+    """Write text or a picture that belongs to a JSON result. Raises: UsageError if it cannot be written."""
     with _writing(target):
         atomic_write_bytes(target, content.encode() if isinstance(content, str) else content)
 
 
 def check_json_target(target: Path | None) -> None:
-    """Whether a result can be written there, before the work and not after it. Raises: UsageError."""
+    """Check before the work that a result can be written. Raises: UsageError."""
     if target is None:
         return
     if target.suffix.lower() == ".png":
@@ -55,7 +55,7 @@ def check_json_target(target: Path | None) -> None:
 
 
 def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[str, Any]]) -> None:
-    """Write each file by what it holds: text, a picture (PNG) or a mapping (JSON).
+    """Write files by the type of their content: text, a picture (PNG) or a mapping (JSON).
 
     Raises:
         UsageError: the folder cannot be written.
@@ -73,12 +73,12 @@ def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[s
 
 
 def check_place(target: Path, *, example: str) -> None:
-    """Whether a file can be written there, before the work and not after it. Raises: UsageError."""
+    """Check before the work that a file can be written at `target`. Raises: UsageError."""
     place = next(folder for folder in target.absolute().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'})")
     try:
-        tempfile.TemporaryFile(dir=place).close()  # permissions are no proof: /proc, e.g.
+        tempfile.TemporaryFile(dir=place).close()  # permissions are no proof, for example in /proc
     except OSError:
         raise UsageError(f"{target} cannot be written (no file can be made in {place})") from None
     if target.is_dir():
@@ -86,9 +86,9 @@ def check_place(target: Path, *, example: str) -> None:
 
 
 def check_own(target: Path, mark: bytes, kind: str, *, example: str, flag: str = "--out") -> None:
-    """A file that a command writes replaces nothing but what the same command wrote, known by `mark` in its `HEAD`.
+    """Check that a command would only replace a file that it wrote itself, recognised by `mark` in its `HEAD`.
 
-    Raises: UsageError when `target` is a folder or a file of something else, or cannot be written.
+    Raises: UsageError if `target` is a folder or another file, or cannot be written.
     """
     check_place(target, example=example)
     try:
@@ -103,7 +103,7 @@ def check_own(target: Path, mark: bytes, kind: str, *, example: str, flag: str =
 
 
 def write_page(target: Path, page: str) -> None:
-    """Write an HTML page and print its path. Raises: UsageError when it cannot be written."""
+    """Write an HTML page and print its path. Raises: UsageError if it cannot be written."""
     try:
         atomic_write_text(target, page)
     except OSError as error:
@@ -112,7 +112,7 @@ def write_page(target: Path, page: str) -> None:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the folder, so that an unusable one is reported before the work and not after it. Raises: UsageError."""
+    """Create a folder before the work, so that an unusable one is reported early. Raises: UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

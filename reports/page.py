@@ -1,4 +1,4 @@
-"""The HTML shell of every page that a command writes: one static file that loads nothing from anywhere.
+"""The HTML frame of every page that a command writes: one static file that loads nothing.
 
 Colours are CSS variables with a light and a dark value; a page adds its own, its style and its script to the shared
 ones (`page.css`).
@@ -42,12 +42,13 @@ def html_page(
     """The whole page: title and facts as its head, then `body`.
 
     Args:
-        generator: the command that wrote it; stands within the first bytes, so that the file is known again.
+        generator: the command that wrote it; it is in the first bytes, so that the file can be recognised.
         facts: (name, value) pairs below the title.
         body: HTML, escaped already.
         colours: further CSS variables of this page.
         style: CSS after the shared rules.
-        script: JavaScript, run at the end. `data` is its JSON, in the element `#data`.
+        script: JavaScript, run at the end.
+        data: JSON for the script, in the element `#data`.
     """
     pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     shared = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -83,7 +84,7 @@ def _embedded(data: Mapping[str, Any]) -> str:
 
 
 def colours_css(colours: Colours) -> str:
-    """The variables: light, dark where the system asks for it, and either where the reader does (data-theme)."""
+    """The CSS variables: light, or dark if the system prefers it; data-theme overrides either."""
     light, dark = (" ".join(f"--{name}:{pair[mode]};" for name, pair in colours.items()) for mode in (0, 1))
     return (
         f":root{{color-scheme:light; {light}}}\n"

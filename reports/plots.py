@@ -17,7 +17,7 @@ MARGIN, ROW, PANEL, GAP, HEAD, FOOT = 28.0, 34.0, 300.0, 44.0, 96.0, 62.0
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a panel: the points of all seeds, their mean, its interval. No points: an empty row."""
+    """A row of a panel: the points of all seeds, their mean and its interval; without points, an empty row."""
 
     points: Sequence[float] = ()
     mean: float | None = None
@@ -25,7 +25,7 @@ class Row:
 
 
 def row_of(summary: Summary | None) -> Row:
-    """A sample with its mean and t interval; an empty row where there is none."""
+    """A sample with its mean and t interval; an empty row if there is none."""
     if summary is None or summary["mean"] is None:
         return Row()
     return Row(summary["values"], summary["mean"], summary["t"])
@@ -33,7 +33,7 @@ def row_of(summary: Summary | None) -> Row:
 
 @dataclass(frozen=True)
 class Panel:
-    """A column of rows with its own axis; `lines` are values to mark, e.g. zero."""
+    """A column of rows with its own axis; `lines`: values to mark, for example zero."""
 
     title: str
     rows: Sequence[Row]
@@ -41,7 +41,7 @@ class Panel:
 
 
 class Axis:
-    """Values -> positions: a range a little wider than the values, with round ticks."""
+    """Maps values to positions: a range slightly wider than the values, with round ticks."""
 
     def __init__(self, values: Sequence[float], start: float, length: float) -> None:
         low, high = min(values), max(values)
@@ -63,13 +63,13 @@ class Axis:
 
 
 def dot(canvas: Canvas, x: float, y: float, size: float, fill: str, line: str = PAPER) -> None:
-    """A round point centred on (x, y) with an outline of colour `line`."""
+    """Draw a round point centred on (x, y) with an outline of colour `line`."""
     width = 0.7 if line == PAPER else 1.5
     canvas.box(x - size / 2, y - size / 2, size, size, fill=fill, outline=line, line=width, radius=size / 2)
 
 
 def draw_rows(title: str, subtitle: str, labels: Sequence[str], panels: Sequence[Panel]) -> Image.Image:
-    """One row for each label, one panel beside the other."""
+    """Draw a row for each label, with the panels side by side."""
     probe = Canvas(1, 1, 2.0, PAPER)
     left = MARGIN + max(probe.text_width(label, 13) for label in labels) + 24
     width = left + len(panels) * (PANEL + GAP) - GAP + MARGIN
@@ -107,7 +107,7 @@ def _panel(canvas: Canvas, panel: Panel, left: float) -> None:
 
 @dataclass(frozen=True)
 class Column:
-    """One value of a sweep; a column that stands `apart`, such as a baseline, is not joined to the curve."""
+    """A value of a sweep; a column that is `apart`, such as a baseline, is not joined to the curve."""
 
     label: str
     points: Sequence[float]
@@ -115,7 +115,7 @@ class Column:
 
 
 def draw_curve(title: str, subtitle: str, axis_title: str, columns: Sequence[Column]) -> Image.Image:
-    """All seeds' points above each value, the curve of their means, and n below."""
+    """Draw the points of all seeds above each value, the curve of their means, and n below."""
     probe = Canvas(1, 1, 2.0, PAPER)
     left, top, high, wide = MARGIN + 60, HEAD, 300.0, 96.0
     width = max(left + len(columns) * wide + MARGIN, 2 * MARGIN + probe.text_width(subtitle, 12), 560.0)

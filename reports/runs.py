@@ -1,6 +1,6 @@
-"""Runs read from their folders: config, final results, data, and the curve of a metric.
+"""Reads runs from their folders: config, final results, data, and the curve of a metric.
 
-A folder may be half-written, damaged or of something else: what cannot be used is one line, never a traceback.
+A folder may be half-written, damaged or of something else: unusable ones are reported in one line, without traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.errors import UsageError
 from engine.run.files import is_finished, read_json, read_yaml
 
 LARGEST = 1e100
-"""Beyond it a figure is that of a diverged run, and means and deviations of it overflow."""
+"""Larger figures are of diverged runs, and would overflow means and deviations."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,31 @@ class Run:
     seed: int
     step: int
     results: Mapping[str, float]
-    """`eval/...` of the final evaluation; what is NaN, infinite or absurd is left out."""
+    """`eval/...` of the final evaluation, without NaN, infinite and absurd values."""
     data: tuple[str, ...]
     """Content hashes of its data sets."""
     config: Mapping[str, Any]
-    """As resolved at its start."""
+    """The config as resolved at its start."""
     stand_in: bool = False
-    """Whether its data stand in for others, so that its figures are not those of the data it names."""
+    """Whether its data are a stand-in, so that its figures are not those of the data it names."""
 
 
 class RunFilter(Protocol):
-    """What `find_runs` asks about a folder's config before it reads results."""
+    """Decides by its config whether `find_runs` uses a run."""
 
     @property
     def expected(self) -> str:
-        """What the runs are, for messages: `run of HRM`."""
+        """Description of the runs for messages: `run of HRM`."""
 
     def check(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Raises UsageError for the config of something else."""
+        """Raise UsageError for a run of another kind."""
 
 
 def find_runs(places: Sequence[Path], metric: str, study: RunFilter) -> tuple[list[Run], list[str]]:
-    """The runs at `places`: run folders, folders of them, or the folder of a `-m` sweep; and what was left out.
+    """The runs at `places` (run folders, folders of them, or the folder of a `-m` sweep), and notes on those left out.
 
     Raises:
-        UsageError: no such place, a run named itself that cannot be used, or no usable run at all.
+        UsageError: a place does not exist, a run given directly cannot be used, or there is no usable run.
     """
     runs: dict[Path, Run] = {}
     left_out: list[str] = []
@@ -81,7 +81,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def run_folders_below(place: Path) -> list[Path]:
-    """Run folders at any depth, sorted; for the folder of a sweep (multirun/DATE_TIME) those that its jobs wrote."""
+    """Run folders at any depth, sorted; for the folder of a sweep (multirun/DATE_TIME), those of its jobs."""
     jobs = place / "results.json"
     if jobs.is_file() and (place / "results.csv").is_file():
         try:
@@ -100,10 +100,10 @@ def run_folders_below(place: Path) -> list[Path]:
 
 
 def read_run(path: Path, metric: str, study: RunFilter) -> Run:
-    """One run folder.
+    """Read a run folder.
 
     Raises:
-        UsageError: it is damaged or unfinished, another kind of run, or its final evaluation has no usable `metric`.
+        UsageError: it is damaged, unfinished or of another kind, or its final evaluation has no usable `metric`.
     """
     config = read_yaml(path / "config.resolved.yaml")
     try:
@@ -134,20 +134,20 @@ def read_run(path: Path, metric: str, study: RunFilter) -> Run:
 
 
 def _data_hashes(run_dir: Path) -> dict[str, str]:
-    """Path -> content hash of the data sets that the run began with (environment.json); empty where there are none."""
+    """Path -> content hash of the data sets at the start of the run (environment.json)."""
     cards = read_json(run_dir / "environment.json").get("data_cards")
     known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
     pairs = [(card.get("path"), card.get("content_hash")) for card in known]
-    return {path: made for path, made in pairs if isinstance(path, str) and isinstance(made, str)}
+    return {path: digest for path, digest in pairs if isinstance(path, str) and isinstance(digest, str)}
 
 
 def _is_usable(value: Any) -> bool:
-    """Whether a JSON value is a number (true and false are none) that can be squared and summed."""
+    """Whether a JSON value is a number (not a boolean) that can be squared and summed."""
     return type(value) in (int, float) and abs(value) < LARGEST  # false for NaN
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run folder's metrics.jsonl in order. A damaged line is left out: the last may be half-written.
+    """The lines of a run's metrics.jsonl in order. Damaged lines are skipped: the last may be half-written.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
@@ -167,13 +167,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def curve(path: Path, metric: str) -> list[tuple[int, float]]:
-    """(step, value) wherever the run wrote a usable `metric`. Raises: UsageError as `read_metrics`."""
+    """(step, value) of all usable values of `metric`. Raises: UsageError as `read_metrics`."""
     lines = ((line.get("step"), line.get(metric, math.nan)) for line in read_metrics(path))
     return [(step, float(value)) for step, value in lines if type(step) is int and _is_usable(value)]
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of a run with its `curve`, read in one go; {} where the run wrote none."""
+    """Every metric of a run with its `curve`, read in one pass; {} if the run wrote none."""
     curves: dict[str, list[tuple[int, float]]] = {}
     try:
         for line in read_metrics(path):
@@ -182,11 +182,11 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
                     if _is_usable(value):
                         curves.setdefault(name, []).append((step, float(value)))
     except UsageError:
-        pass  # a run that has just begun
+        pass  # a run that has just started
     return curves
 
 
 def first_step(points: Iterable[tuple[int, float]], reached: float, *, higher_is_better: bool = True) -> int | None:
-    """The first step of a curve at which the metric is as good as `reached`; None if it never is."""
+    """The first step of a curve at which the metric is at least as good as `reached`; None if there is none."""
     sign = 1 if higher_is_better else -1
     return next((step for step, value in points if sign * value >= sign * reached), None)

@@ -1,4 +1,4 @@
-"""A picture of points in a plane: what one figure costs in terms of another."""
+"""A scatter plot of two figures against each other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ COLOURS = ("#2f62c9", "#b03a00", "#0a6b4a", "#8a4fbf", "#a06a00", "#c23b7a")
 PLAIN = "#9aa5b4"
 WIDE, HIGH, LEGEND = 640.0, 380.0, 250.0
 LETTERS = 32
-"""Of a line of the legend."""
+"""Most characters of a line of the legend."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Points (x, y) of one kind; `plain` ones are grey, hollow ones do not count."""
+    """Points (x, y) of one kind; `plain` ones are drawn in grey, `hollow` ones (which do not count) without fill."""
 
     label: str
     values: Sequence[tuple[float, float]]
@@ -37,11 +37,11 @@ def draw_scatter(
     x_most: float | None = None,
     bound: float | None = None,
 ) -> Image.Image:
-    """All points, with a legend on the right.
+    """Draw all points, with a legend on the right.
 
     Args:
-        titles: of the two axes.
-        x_most: points beyond it are drawn at the right edge, with their x beside them.
+        titles: titles of the two axes.
+        x_most: points beyond it are drawn at the right edge, labelled with their x.
         bound: a value of x to mark.
     """
     canvas = Canvas(2 * MARGIN + 60 + WIDE + 24 + LEGEND, HEAD + HIGH + 70, 2.0, PAPER)

@@ -13,13 +13,13 @@ RESAMPLES = 10_000
 
 
 class Summary(TypedDict):
-    """A sample and its mean. None where n values leave a figure undefined."""
+    """A sample and its statistics; None for those that n values do not define."""
 
     values: list[float]
     n: int
     mean: float | None
     sd: float | None
-    """With n - 1 in the denominator."""
+    """Standard deviation with n - 1 in the denominator."""
     se: float | None
     t: Interval | None
     """95 % interval of the mean by Student's t."""
@@ -28,7 +28,7 @@ class Summary(TypedDict):
 
 
 class PairedSummary(Summary):
-    """Differences between two samples with the seeds that both have."""
+    """Differences between two samples over the seeds that both have."""
 
     seeds: list[int]
 
@@ -69,7 +69,7 @@ def bootstrap_interval(values: np.ndarray) -> Interval | None:
 
 
 def t_quantile(freedom: int, level: float = 0.975) -> float:
-    """Quantile of Student's t with a whole number of degrees of freedom, by bisection of the distribution function."""
+    """Quantile of Student's t with integer degrees of freedom, by bisection of the distribution function."""
     low, high = 0.0, 1.0
     while _t_between(high, freedom) < 2 * level - 1:
         high *= 2

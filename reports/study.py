@@ -1,7 +1,7 @@
-"""Runs sorted into the cells of an experiment: settings that differ, seeds, baselines, paired differences.
+"""Groups runs into the cells of an experiment: settings that differ, seeds, baselines, paired differences.
 
-A `Study` defines which runs belong together, which settings count, and what a cell is called. As it stands it compares
-any runs by every setting that differs; an experiment with words of its own overrides what it needs.
+A `Study` defines which runs belong together, which settings count, and the names of cells. The base class compares any
+runs by every setting that differs; an experiment with its own rules or names overrides what it needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reports.statistics import PairedSummary, Summary, paired_difference, summar
 
 @dataclass
 class Cell:
-    """The runs of one setting by seed."""
+    """The runs of one combination of settings, by seed."""
 
     name: str
     settings: Mapping[str, Any]
@@ -34,12 +34,12 @@ class Cell:
 
 
 class Comparison(TypedDict):
-    """One metric of a cell."""
+    """The comparison of one metric of a cell."""
 
     seeds: dict[int, float]
     score: Summary
     difference: PairedSummary | None
-    """Cell minus its baseline, paired by seed; None for a baseline and for a cell that has none."""
+    """Cell minus its baseline, paired by seed; None for a baseline, or a cell without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class Study:
     """An experiment over any runs.
 
     Args:
-        baseline: settings (dotted key -> value; None for a key or block that is absent) of what cells are compared
-            with. A cell's baseline is the cell that has these and agrees with it in every other setting.
-        ignored: top-level config keys that make no difference between experiments, such as labels and devices.
+        baseline: settings of baselines (dotted key -> value; None for an absent key or block). A cell's baseline is the
+            cell that has these and agrees with it in every other setting.
+        ignored: top-level config keys that do not distinguish experiments, such as labels and devices.
     """
 
     baseline: Mapping[str, Any] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Study:
     no_baseline: str = "there is no run with the baseline's settings: no difference from it can be given"
 
     def check(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Raises UsageError for a run of another experiment; as it stands, every run is welcome."""
+        """Raise UsageError for a run of another experiment; the base class accepts every run."""
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The leaves of a resolved config that make a run the experiment it is, whatever its seed."""
+        """The leaves of a resolved config that define the experiment, without the seed."""
         return dict(leaves({name: value for name, value in config.items() if name not in {*self.ignored, "seed"}}))
 
     def is_factor(self, key: str) -> bool:
@@ -72,7 +72,7 @@ class Study:
         return bool(self.baseline) and all(_has(settings, key, value) for key, value in self.baseline.items())
 
     def names(self, settings: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What the cell of each run is called; two settings never share a name. As it stands all that differs, e.g.
+        """The name of each run's cell, unique for its settings; by default all settings that differ, e.g.
         `lr=0.1, no encoder`."""
         return difference_names(settings)
 
@@ -103,7 +103,7 @@ def _has(settings: Mapping[str, Any], key: str, value: Any) -> bool:
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested mapping, lists as tuples. A key that is null counts as absent."""
+    """(dotted key, value) of a nested mapping, with lists as tuples. Null keys count as absent."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")
@@ -118,13 +118,13 @@ def _hashable(value: Any) -> Any:
 
 
 def natural_key(value: Any) -> list[Any]:
-    """A sorting key that puts `period 8` before `period 16`."""
+    """A sort key that puts `period 8` before `period 16`."""
     parts = re.split(r"(\d+(?:\.\d+)?)", str(value))
     return [(1, float(part)) if number % 2 else (0, part) for number, part in enumerate(parts)]
 
 
 def group(runs: Sequence[Run], study: Study) -> tuple[list[Cell], list[str]]:
-    """The cells of a study in order, and a warning for each seed that a cell has twice: the newer run counts."""
+    """The cells of a study in order, and a warning for each repeated seed of a cell, whose newer run is used."""
     settings = [study.settings(run.config) for run in runs]
     cells: dict[str, Cell] = {}
     warnings = []
@@ -139,7 +139,7 @@ def group(runs: Sequence[Run], study: Study) -> tuple[list[Cell], list[str]]:
 
 
 def compare(cells: Sequence[Cell], metric: str, study: Study) -> dict[str, Comparison]:
-    """Name of each cell -> its scores, and their difference from its baseline."""
+    """Name of each cell -> its scores, and their differences from its baseline."""
     compared: dict[str, Comparison] = {}
     for cell in cells:
         values, base = cell.values(metric), study.baseline_of(cell, cells)
@@ -149,7 +149,7 @@ def compare(cells: Sequence[Cell], metric: str, study: Study) -> dict[str, Compa
 
 
 def comparison_warnings(cells: Sequence[Cell], study: Study) -> list[str]:
-    """One line for each thing that makes the cells hard to compare."""
+    """Warnings about differences that make the cells hard to compare, one line each."""
     warnings = []
     runs = [run for cell in cells for run in cell.runs.values()]
     usual_steps = Counter(run.step for run in runs).most_common(1)[0][0]

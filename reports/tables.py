@@ -1,4 +1,4 @@
-"""Tables of a report: columns with a format, shown as Markdown that also reads well on a terminal, or as CSV."""
+"""Tables of a report: formatted columns, as Markdown that is also readable on a terminal, or as CSV."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and how the values below it are shown.
+    """A heading and the format of the values below it.
 
-    text: as it is; number: `digits` decimals, with a sign where `signed`; interval: `low .. high`, always with signs.
-    None is shown as a dash, and left empty in CSV.
+    text: as it is; number: `digits` decimals, with a sign if `signed`; interval: `low .. high`, always with signs. None
+    is a dash, and empty in CSV.
     """
 
     heading: str
@@ -43,13 +43,13 @@ class Table:
     rows: list[Sequence[Any]] = field(default_factory=list)
 
     def add(self, *values: Any) -> None:
-        """Append a row. Raises: ValueError for a row that is longer or shorter than the columns."""
+        """Append a row. Raises: ValueError unless there is a value for each column."""
         if len(values) != len(self.columns):
             raise ValueError(f"{len(values)} values for {len(self.columns)} columns")
         self.rows.append(values)
 
     def markdown(self) -> str:
-        """Columns are padded to one width each, so that the text is a table on a terminal too."""
+        """The table as Markdown, with padded columns so that it is also readable on a terminal."""
         shown = [[column.heading for column in self.columns]]
         shown += [[column.show(value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
         escaped = [[_one_line(text) for text in row] for row in shown]
@@ -59,7 +59,7 @@ class Table:
         return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
     def csv(self) -> str:
-        """Full precision; an interval takes two columns."""
+        """The table as CSV in full precision; an interval takes two columns."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         headings = [
@@ -77,5 +77,5 @@ class Table:
 
 
 def _one_line(text: str) -> str:
-    """Text that cannot break the table."""
+    """Text escaped for a cell of the table."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,1 +1,1 @@
-"""Pictures of a model thinking: its answer after every ACT step, as text, picture, animation or page."""
+"""Draws a model's answer after every ACT step, as text, picture, animation or page."""

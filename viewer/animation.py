@@ -1,4 +1,4 @@
-"""A model thinking as an animated GIF: one frame for each ACT step, the last one held."""
+"""A model's answers as an animated GIF: a frame for each ACT step, the last one held."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from viewer.trajectory import Headline, Trajectory, View
 
 STEP_MS, HOLD_MS = 900, 3000
 ENLARGED, FEW = 1.5, 4
-"""Boards are larger than in the still picture, since a frame shows one step; more than a few examples keep the size."""
+"""Scale of boards for at most FEW examples: a frame shows only one step, so they can be larger than in the picture."""
 PAIR, GAP, HEAD, NAME, FOOT, LEGEND = 14.0, 36.0, 76.0, 46.0, 56.0, 48.0
 MAX_EXAMPLES, MAX_STEPS = 16, 64
 MAX_WIDTH = 1280.0
@@ -24,12 +24,12 @@ COLOURS = 256
 
 
 def animation_capacity(steps: int) -> int:
-    """How many examples one animation holds: nobody can follow more, nor more than a minute of steps."""
+    """Most examples of an animation, 0 for too many steps: nobody can follow more, or watch more than a minute."""
     return MAX_EXAMPLES if steps <= MAX_STEPS else 0
 
 
 def draw_animation(trajectories: Sequence[Trajectory], headline: Headline) -> bytes:
-    """The encoded GIF. All frames share one palette, so that a colour is the same in each."""
+    """The encoded GIF. All frames share one palette, so that colours are the same in each."""
     frames = _with_one_palette([draw_frame(trajectories, headline, step) for step in range(trajectories[0].steps)])
     stream = io.BytesIO()
     durations = [STEP_MS] * (len(frames) - 1) + [HOLD_MS]
@@ -52,7 +52,7 @@ def draw_frame(trajectories: Sequence[Trajectory], headline: Headline, step: int
     layout = still.largest_board(trajectories)
     cell = (ENLARGED if len(trajectories) <= FEW else 1.0) * still.cell_side(layout)
     board_width, board_height = cell * layout.columns, cell * layout.rows
-    # What the puzzle was is beside the answer where the answer does not show it.
+    # The puzzle is shown next to the answer unless the answer contains it.
     shown: list[View] = [step] if layout.in_place else ["puzzle", step]
     across = max(len(shown) * (board_width + PAIR) - PAIR, 168.0) + GAP
     columns = max(1, min(math.ceil(math.sqrt(len(trajectories))), int((MAX_WIDTH - 2 * MARGIN + GAP) // across)))
@@ -75,7 +75,7 @@ def draw_frame(trajectories: Sequence[Trajectory], headline: Headline, step: int
 
 
 def _head(canvas: Canvas, width: float, headline: Headline, trajectories: Sequence[Trajectory], step: int) -> None:
-    """The run on the left, the step on the right, and below both how far the episode is."""
+    """The run on the left, the step on the right, and a progress bar below."""
     steps, right = trajectories[0].steps, width - MARGIN
     solved = sum(trajectory.solved(step) for trajectory in trajectories)
     counter = f"step {step + 1} of {steps}"
@@ -93,7 +93,7 @@ def _head(canvas: Canvas, width: float, headline: Headline, trajectories: Sequen
 
 
 def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """The commonest colours of all frames together; what text smoothing adds beyond goes to the nearest of them."""
+    """Encode all frames with their most frequent colours; others (of text smoothing) become the nearest of them."""
     uniques = [np.unique(_packed(frame), return_counts=True) for frame in frames]
     colours, places = np.unique(np.concatenate([values for values, _ in uniques]), return_inverse=True)
     counts = np.bincount(places, weights=np.concatenate([times for _, times in uniques]))
@@ -109,12 +109,12 @@ def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def _packed(frame: Image.Image) -> np.ndarray:
-    """[height, width] 0xRRGGBB"""
+    """The colours of a frame as 0xRRGGBB; int32 [height, width]."""
     red, green, blue = np.moveaxis(np.asarray(frame).astype(np.int32), -1, 0)
     packed: np.ndarray = red << 16 | green << 8 | blue
     return packed
 
 
 def _channels(colours: np.ndarray) -> np.ndarray:
-    """0xRRGGBB [n] -> [n, 3]"""
+    """Colours 0xRRGGBB [n] -> channels [n, 3]."""
     return np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)

@@ -1,7 +1,7 @@
 """One example on the page: its name and outcome, its board after the last step, and its curves over all steps.
 
-The classes of a cell (`board.css`; `page.js` sets the same): g given, r right, w wrong, c changed at this step,
-u outside of the grid, tN a token with its own colour; `--p` is how sure the model is.
+The CSS classes of a cell (`board.css`; `page.js` sets the same): g given, r right, w wrong, c changed at this step,
+u outside the grid, tN a token with its own colour; `--p` is the model's confidence.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from html import escape
 from viewer.trajectory import Trajectory, View
 
 LEVELS = 94
-"""Steps in which a confidence is written."""
+"""Number of levels to which confidences are quantised."""
 CHART = (270, 96, 8, 40, 14, 16)
-"""Of the curves: width, height, then the margins left, right, above, below."""
+"""Size of the chart: width, height, then the margins left, right, top, bottom."""
 
 
 def card(trajectory: Trajectory) -> str:
-    """The card as it stands after the last step."""
+    """The HTML of a card after the last step."""
     last, name = trajectory.steps - 1, f"Example {trajectory.number}"
     solved = trajectory.solved_from is not None
     halts = trajectory.halts_at
@@ -52,7 +52,7 @@ def _rows(trajectory: Trajectory, view: View) -> str:
 def _cell(trajectory: Trajectory, view: View, position: int, token: int, kind: str) -> str:
     if kind == "none":
         return '<td class="u">'
-    # A given cell that the model gets wrong is wrong first of all.
+    # A given cell that the model gets wrong is shown as wrong.
     classes = {"given": "g", "right": "r", "wrong": "w", "plain": ""}[kind].split()
     style = ""
     if kind == "wrong" and trajectory.given[position]:
@@ -67,13 +67,13 @@ def _cell(trajectory: Trajectory, view: View, position: int, token: int, kind: s
 
 
 def chart_x(steps: int) -> list[float]:
-    """Where each step lies on the chart."""
+    """The x position of each step on the chart."""
     width, _, left, right, _, _ = CHART
     return [round(left + (width - left - right) * step / max(1, steps - 1), 1) for step in range(steps)]
 
 
 def _chart(trajectory: Trajectory) -> str:
-    """Both curves over all steps, a line where the page stands, the two ends of the scale in words."""
+    """Both curves over all steps, a cursor at the current step, and labels of the scale."""
     width, height, left, right, top, bottom = CHART
     deep = height - top - bottom
     xs, to_find = chart_x(trajectory.steps), int(trajectory.to_find.sum())

@@ -1,4 +1,4 @@
-"""A model's answers to examples of a split, and the choice of those worth drawing."""
+"""A model's answers to examples of a split, and the selection of those to draw."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from viewer.trajectory import Headline, Layout, Trajectory, cropped, layout_of, 
 BATCH = 64
 MAX_CANDIDATES = 256
 CPU_WORK = 4e12
-"""Floating-point operations that examining candidates may cost on a CPU: some ten seconds to a minute."""
+"""Most FLOPs for examining candidates on a CPU: about ten seconds to a minute."""
 
 
 class StoredRun(Protocol):
-    """A run loaded by its family's `load_puzzle_run`: a checkpoint, and the examples that its model is fed."""
+    """A run loaded by its family's `load_puzzle_run`: a checkpoint, and the examples for its model."""
 
     opened: Any
     """engine.run.load_run.OpenedCheckpoint"""
@@ -37,7 +37,7 @@ class StoredRun(Protocol):
 
     @property
     def task(self) -> Any:
-        """Its `model` has `think(batch, steps)`, an output for each ACT step, and `flops(rows)`."""
+        """Its `model` has `think(batch, steps)`, which yields an output for each ACT step, and `flops(rows)`."""
 
     @property
     def name(self) -> str: ...
@@ -45,7 +45,7 @@ class StoredRun(Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """What is drawn, and how many of the candidates it was chosen from are solved."""
+    """The examples to draw, and how many of the examined candidates are solved."""
 
     trajectories: list[Trajectory]
     examined: int
@@ -53,7 +53,7 @@ class Selection:
 
 
 def rows_of(splits: Sequence[PuzzleSplit], numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """The examples of these numbers over all sets of the split: inputs, labels [n, T], puzzle_identifiers [n]."""
+    """Examples by their index over all sets of the split: inputs, labels [n, T], puzzle_identifiers [n]."""
     base = np.cumsum([0] + [split.num_examples for split in splits])
     parts = []
     for number in numbers:
@@ -63,7 +63,7 @@ def rows_of(splits: Sequence[PuzzleSplit], numbers: np.ndarray) -> dict[str, np.
 
 
 def puzzle_of(splits: Sequence[PuzzleSplit], number: int) -> str:
-    """The name of the puzzle of this example; empty where the data set has no names but the blank one."""
+    """The name of an example's puzzle; empty if the data set only has the blank name."""
     base = np.cumsum([0] + [split.num_examples for split in splits])
     owner = int(np.searchsorted(base, number, side="right")) - 1
     split = splits[owner]
@@ -80,10 +80,10 @@ def _names(root: Path) -> list[str]:
 
 
 def open_puzzle_run(run: str | Path, **options: Any) -> StoredRun:
-    """A run whose steps can be drawn, with its examples. `options` are those of its family's `load_puzzle_run`: split,
-    data, steps, weights, device.
+    """Open a run whose ACT steps can be drawn, with its examples. `options`: those of its family's `load_puzzle_run`
+    (split, data, steps, weights, device).
 
-    Raises: UsageError for a run without such steps, with the drawings that it made itself.
+    Raises: UsageError for a run without such steps; the message lists drawings that the run made itself.
     """
     from engine.run.load_run import family_function
 
@@ -98,14 +98,14 @@ def open_puzzle_run(run: str | Path, **options: Any) -> StoredRun:
 
 
 def layout_of_run(run: StoredRun) -> Layout:
-    """How the examples of a run lie on a grid."""
+    """The layout of a run's examples."""
     metadata = run.splits[0].metadata
     return layout_of(metadata.seq_len, metadata.vocab_size)
 
 
 def batch_of(run: StoredRun, numbers: Sequence[int]) -> dict[str, Any]:
-    """These examples of the split as the model takes them: tensors on its device, `inputs` and `labels` [n, T] and
-    `puzzle_identifiers` [n]. What `model.think(batch)` answers step by step."""
+    """A batch of examples for `model.think(batch)`: tensors on its device, `inputs` and `labels` [n, T] and
+    `puzzle_identifiers` [n]."""
     import torch
 
     rows = rows_of(run.splits, np.asarray(numbers, dtype=np.int64))
@@ -113,7 +113,7 @@ def batch_of(run: StoredRun, numbers: Sequence[int]) -> dict[str, Any]:
 
 
 def trajectories_of(run: StoredRun, numbers: Sequence[int]) -> list[Trajectory]:
-    """The model's answers to these examples of the split after every ACT step."""
+    """The model's answers to examples of the split after every ACT step."""
     import torch
 
     model, layout, trajectories = run.task.model, layout_of_run(run), []
@@ -143,7 +143,7 @@ def trajectories_of(run: StoredRun, numbers: Sequence[int]) -> list[Trajectory]:
 
 
 def select_examples(run: StoredRun, count: int, *, example: int | None = None, among: int | None = None) -> Selection:
-    """The examples to draw: this one, else the `count` most interesting of `among` candidates spread over the split.
+    """Select the examples to draw: `example`, or the `count` most interesting of `among` candidates of the split.
 
     Raises:
         UsageError: there is no such example.
@@ -166,7 +166,7 @@ def select_examples(run: StoredRun, count: int, *, example: int | None = None, a
 
 
 def make_headline(run: StoredRun, chosen: Selection) -> Headline:
-    """The title and facts of every drawing, the accuracy over all examined examples included."""
+    """The title and facts of a drawing, including the accuracy over all examined examples."""
     opened, trajectories = run.opened, chosen.trajectories
     weights = "averaged weights" if opened.weights == "ema" else "raw weights"
     solved = sum(trajectory.solved_from is not None for trajectory in trajectories)

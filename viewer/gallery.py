@@ -1,6 +1,6 @@
-"""Tasks as one static HTML page: a card for each, with buttons that show the solved or the unsolved ones only.
+"""Tasks as one static HTML page: a card for each, with buttons that filter solved and unsolved ones.
 
-Grids are small pictures inside the page; their text for screen readers and pointers has the digits.
+Grids are small embedded pictures; their text for screen readers and tooltips has the digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from viewer.trajectory import ARC
 
 MAX_TASKS = 2000
 CELL, LARGE, LINE = 14, 210, (85, 85, 85)
-"""Pixels of a cell, and of the largest grid's longer side; colour of the lines between cells."""
+"""Pixels of a cell, pixels of the longer side of the largest grid, colour of the lines between cells."""
 PALETTE = [channel for paint, _ in ARC for channel in ImageColor.getrgb(paint)] + [*LINE]
 COLOURS = {
     "right": ("#0a6b4a", "#4fd6a4"),
@@ -69,7 +69,7 @@ SCRIPT = """"use strict";
 
 
 def draw_gallery(record: Record, title: str, facts: Sequence[tuple[str, str]]) -> str:
-    """The whole page; of more than `MAX_TASKS` the first."""
+    """The page of the first `MAX_TASKS` tasks."""
     tasks = record.tasks[:MAX_TASKS]
     counts = {kind: sum(_kind(task) == kind for task in tasks) for kind in ("yes", "no", "unknown")}
     names = (("all", "All", len(tasks)), ("yes", "Solved", counts["yes"]), ("no", "Not solved", counts["no"]))
@@ -102,11 +102,11 @@ def _kind(task: TaskView) -> str:
 def _card(task: TaskView) -> str:
     side = max(max(len(grid), len(grid[0])) for grid in _grids(task))
     cell = max(3, min(CELL, LARGE // side))
-    shown = "".join(
-        f'<div class="pair">{_figure(asked, cell, f"example {number}")}{_figure(answer, cell, "output")}</div>'
-        for number, (asked, answer) in enumerate(task.demonstrations, start=1)
+    demonstrations = "".join(
+        f'<div class="pair">{_figure(question, cell, f"example {number}")}{_figure(answer, cell, "output")}</div>'
+        for number, (question, answer) in enumerate(task.demonstrations, start=1)
     )
-    asked = []
+    tests = []
     for number, test in enumerate(task.tests, start=1):
         figures = [_figure(test.grid, cell, f"test {number}" if len(task.tests) > 1 else "test")]
         for place, attempt in enumerate(test.attempts, start=1):
@@ -116,12 +116,12 @@ def _card(task: TaskView) -> str:
             figures.append(_figure((), cell, "no answer", "no"))
         if test.solution is not None:
             figures.append(_figure(test.solution, cell, "solution"))
-        asked.append(f'<div class="pair">{"".join(figures)}</div>')
+        tests.append(f'<div class="pair">{"".join(figures)}</div>')
     kind = _kind(task)
     return (
         f'<article id="task-{escape(task.name)}" data-solved="{kind}"><h2>{escape(task.name)} '
         f'<span class="badge {kind}">{escape(task.verdict)}</span></h2>'
-        f'<div class="grids">{shown}</div><div class="grids tests">{"".join(asked)}</div></article>'
+        f'<div class="grids">{demonstrations}</div><div class="grids tests">{"".join(tests)}</div></article>'
     )
 
 
@@ -149,10 +149,10 @@ def _png(grid: Grid, cell: int) -> bytes:
     """The grid in ten colours, with a line around every cell."""
     rows, columns = len(grid), len(grid[0])
     line = bytes([len(ARC)])
-    between = line * (columns * cell + 1)
-    pixels = between
+    rule = line * (columns * cell + 1)
+    pixels = rule
     for row in grid:
-        pixels += (b"".join(line + bytes([colour]) * (cell - 1) for colour in row) + line) * (cell - 1) + between
+        pixels += (b"".join(line + bytes([colour]) * (cell - 1) for colour in row) + line) * (cell - 1) + rule
     image = Image.frombytes("P", (columns * cell + 1, rows * cell + 1), pixels)
     image.putpalette(PALETTE)
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Where a drawing goes, and what it may replace: drawings of this command, never a file that somebody else made."""
+"""Writes drawings; they only replace drawings of the same command, never other files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from viewer.trajectory import Headline, Layout, Trajectory
 
 SUFFIXES = (".png", ".gif", ".html")
 DEFAULT_COUNTS = {".png": 4, ".gif": 4, ".html": 32}
-"""How many examples are drawn without --examples."""
+"""Number of examples without --examples."""
 MARK = b"Loopforge visualize"
-"""Stands within the first bytes of every drawing."""
+"""Mark in the first bytes of every drawing."""
 
 
 def default_file(run: StoredRun, args: argparse.Namespace) -> Path:
-    """`thinking_step_N.png` in the run, with every setting in the name that is not the usual one."""
+    """`thinking_step_N.png` in the run folder; the name contains every setting that is not the default."""
     opened = run.opened
     parts = [f"thinking_step_{opened.checkpoint.step}"]
     if run.split != "test":
@@ -42,12 +42,12 @@ def default_file(run: StoredRun, args: argparse.Namespace) -> Path:
 
 
 def check_target(target: Path) -> None:
-    """Raises: UsageError when `target` is a folder or a file that this command did not write, or cannot be written."""
+    """Raise UsageError if `target` is a folder or a file that this command did not write, or cannot be written."""
     check_own(target, MARK, "drawing of visualize.py", example="thinking.html")
 
 
 def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:
-    """Raises: UsageError when one file of this kind does not hold so many examples."""
+    """Raise UsageError if a file of this kind cannot hold that many examples."""
     from viewer.animation import animation_capacity
     from viewer.page import page_capacity
     from viewer.picture import picture_capacity
@@ -67,7 +67,7 @@ def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:
 
 
 def write(target: Path, trajectories: list[Trajectory], headline: Headline) -> str:
-    """Draw what the suffix of `target` asks for, and return the line that reports it.
+    """Draw in the format of `target`'s suffix, and return the line that reports it.
 
     Raises:
         UsageError: the file cannot be written.
@@ -98,7 +98,7 @@ def _written(target: Path, data: bytes, size: str) -> str:
 
 
 def png_of(picture: Image.Image) -> bytes:
-    """A picture as a file that bears the mark of this command."""
+    """A picture as a PNG file with the mark of this command."""
     stream, notes = io.BytesIO(), PngImagePlugin.PngInfo()
     notes.add_text("Software", MARK.decode())
     picture.save(stream, format="PNG", optimize=True, pnginfo=notes)
@@ -110,13 +110,13 @@ def _unwritable(target: Path, error: OSError) -> UsageError:
 
 
 def draw_record(args: argparse.Namespace) -> None:
-    """Of the record of an evaluation (arc_tasks.json): print the first tasks, or all of them into a file."""
+    """Print the first tasks of the record of an evaluation (arc_tasks.json), or draw all of them into a file."""
     from viewer.task_picture import print_tasks
     from viewer.tasks import read_record
     from viewer.terminal import make_console
 
-    usual = {"split": "test", "data": None, "steps": None, "weights": None, "example": None, "among": None}
-    for name, default in {**usual, "device": "auto", "terminal": False}.items():
+    defaults = {"split": "test", "data": None, "steps": None, "weights": None, "example": None, "among": None}
+    for name, default in {**defaults, "device": "auto", "terminal": False}.items():
         if getattr(args, name) != default:
             raise UsageError(f"--{name} has no meaning for the record of an evaluation, {args.checkpoint}")
     target = None if args.out is None else args.out.absolute()
@@ -136,7 +136,7 @@ def draw_record(args: argparse.Namespace) -> None:
 
 
 def write_tasks(target: Path, record: Record, title: str) -> str:
-    """Draw the tasks of a record as page or picture, as `target` is named, and return the line that reports it.
+    """Draw the tasks of a record as a page or a picture, by `target`'s suffix, and return the line that reports it.
 
     Raises:
         UsageError: the file cannot be written.
@@ -157,7 +157,7 @@ def write_tasks(target: Path, record: Record, title: str) -> str:
 
 
 def check_record(target: Path) -> None:
-    """Raises: UsageError when `target`, or the picture beside it, is something that these commands did not write."""
+    """Raise UsageError if `target`, or the picture next to it, is a file that these commands did not write."""
     from viewer.tasks import read_record
 
     check_target(target.with_suffix(".png"))
@@ -171,7 +171,7 @@ def check_record(target: Path) -> None:
 
 
 def show_prediction(record: dict[str, Any], target: Path, *, no_color: bool) -> None:
-    """Print the task of a prediction, and write it as JSON and as a picture beside that. Raises: UsageError."""
+    """Print the task of a prediction, and write it as JSON with a picture next to it. Raises: UsageError."""
     from viewer.task_picture import print_tasks
     from viewer.tasks import record_from
     from viewer.terminal import make_console

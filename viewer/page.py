@@ -1,7 +1,7 @@
-"""A model thinking as one static HTML page: every example, every ACT step, nothing loaded from anywhere.
+"""A model's answers as one static HTML page with every example and every ACT step, which loads nothing.
 
-The page is complete without JavaScript at the last step; the script (`page.js`) redraws the same cells for any other
-one from the JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`board.css`) knows no board.
+Without JavaScript the page shows the last step; the script (`page.js`) redraws the same cells for other steps from the
+JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`board.css`) fits any board.
 
 T positions of an example, S ACT steps.
 """
@@ -28,17 +28,17 @@ COLOURS = {
     "wrong-mark": ("#b03a00", "#ff9a5c"),
     "changed": ("#7a35c8", "#c9a2ff"),
 }
-"""Of boards and their marks, beside those of every page: (in light, in dark mode)."""
+"""Colours of boards and their marks, in addition to those of every page: (in light, in dark mode)."""
 SHADE = (0.06, 0.36)
-"""Strength of a cell's colour: at no confidence, and what full confidence adds."""
+"""Opacity of a cell's colour at confidence 0, and what confidence 1 adds."""
 FIRST = 32
-"""Arrays are strings with one character a cell: chr(FIRST + value), confidences in LEVELS steps."""
+"""Arrays are strings with one character per cell: chr(FIRST + value); confidences have LEVELS levels."""
 MAX_BYTES = 8e6
 MAX_EXAMPLES = 500
 
 
 def page_capacity(layout: Layout, steps: int) -> int:
-    """How many examples a page holds that a phone still opens."""
+    """Most examples of a page that a phone can still open."""
     cell = 2 * steps + (45 if layout.in_place else 75)
     return min(MAX_EXAMPLES, int(MAX_BYTES / (layout.rows * layout.columns * cell + 4000)))
 
@@ -68,7 +68,7 @@ def draw_page(trajectories: Sequence[Trajectory], headline: Headline) -> str:
 
 
 def page_data(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """What the script draws from. Per cell: kind (g given, f to find, u unscored), label, answers and confidences."""
+    """The data of the script. Per cell: kind (g given, f to find, u unscored), label, answers and confidences."""
     examples, layout = [], trajectories[0].layout
     for trajectory in trajectories:
         steps = range(trajectory.steps)
@@ -100,7 +100,7 @@ def _text(values: Sequence[int]) -> str:
 
 
 def board_css(layout: Layout) -> str:
-    """The size of a cell, and thick lines where the layout has them."""
+    """CSS of the cell size, and of thick lines between boxes."""
     side = max(11.0, min(54.0, 268.0 / layout.columns))
     font = 0.6 if layout.symbol_width == 1 else 1.0 / layout.symbol_width
     boards = 1 if layout.in_place else 2
@@ -122,7 +122,7 @@ def board_css(layout: Layout) -> str:
 
 
 def paint_css(layout: Layout) -> str:
-    """A class for each token that is a coloured cell. It must follow the rules for right and wrong."""
+    """CSS classes of tokens that are coloured cells; they must come after the rules for right and wrong."""
     return "".join(
         f".board .t{token}{{background-color:{paint[0]};color:{paint[1]}}}\n"
         for token, paint in enumerate(layout.paints)
@@ -131,7 +131,7 @@ def paint_css(layout: Layout) -> str:
 
 
 def _controls(steps: int, shown: int, solved: int) -> str:
-    """Hidden until the script finds that it runs."""
+    """The controls, hidden until the script runs."""
     kinds = (("all", "All", shown), ("yes", "Solved", solved), ("no", "Not solved", shown - solved))
     filters = "".join(
         f'<button type="button" data-show="{kind}" aria-pressed="{str(kind == "all").lower()}"'

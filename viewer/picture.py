@@ -1,4 +1,4 @@
-"""The picture of a model thinking: a row for each example, a column for each ACT step, the solution at the end."""
+"""A model's answers as a picture: a row for each example, a column for each ACT step, the solution at the end."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ CHANGED, BAR, BAR_STOP = "#7a35c8", "#8fb0e8", "#2f62c9"
 MARGIN, GAP, LABEL = 32.0, 20.0, 116.0
 HEAD, COLUMN_HEAD, FOOT, ROW_GAP, LEGEND = 66.0, 24.0, 40.0, 16.0, 36.0
 STRIP = 1800.0
-"""Width that the boards of one line may take; longer episodes continue in a second line."""
+"""Most width of the boards of a line; longer episodes continue in the next line."""
 MAX_HEIGHT = 8000.0
-"""Height of a picture that every program still opens."""
+"""Largest height of a picture that every program can open."""
 
 
 def largest_board(trajectories: Sequence[Trajectory]) -> Layout:
-    """The layout of all trajectories, with room for the largest of their boards."""
+    """The layout of the trajectories with the rows and columns of the largest boards."""
     layouts = [trajectory.layout for trajectory in trajectories]
     return replace(layouts[0], rows=max(one.rows for one in layouts), columns=max(one.columns for one in layouts))
 
 
 def cell_side(layout: Layout) -> float:
-    """Boards of few cells get large ones, so that all boards take about the same room."""
+    """Side of a cell: larger on small boards, so that all boards take about the same room."""
     return max(7.0, min(30.0, 150.0 / max(layout.rows, layout.columns) + 2.0 * layout.symbol_width))
 
 
 def _row_shape(layout: Layout, steps: int) -> tuple[float, int, float]:
-    """Width of a column, columns in a line, height of all lines of one example."""
+    """(width of a column, columns per line, height of all lines of an example)."""
     column_width = max(cell_side(layout) * layout.columns, 84.0) + GAP
     lines = -(-steps // max(1, int(STRIP / column_width) - 1))
     height = lines * (COLUMN_HEAD + cell_side(layout) * layout.rows + FOOT) + ROW_GAP
@@ -51,12 +51,12 @@ def _row_shape(layout: Layout, steps: int) -> tuple[float, int, float]:
 
 
 def picture_capacity(layout: Layout, steps: int) -> int:
-    """How many examples one picture holds; boards cut to the size of their grids take less."""
+    """Most examples of a picture; boards cropped to their grids take less room."""
     return int(MAX_HEIGHT // _row_shape(layout, steps + (not layout.in_place))[2])
 
 
 def draw_picture(trajectories: Sequence[Trajectory], headline: Headline) -> Image.Image:
-    """The whole picture."""
+    """Draw the picture."""
     layout, answers = largest_board(trajectories), trajectories[0].views[:-1]
     cell = cell_side(layout)
     column_width, per_line, row_height = _row_shape(layout, len(answers))
@@ -93,13 +93,13 @@ def _row_label(canvas: Canvas, x: float, y: float, trajectory: Trajectory) -> No
     verdict = trajectory.outcome.removesuffix(" on")
     canvas.text(x, y + 9, f"example {trajectory.number}", size=14, colour=INK)
     canvas.text(x, y + 29, f"{trajectory.to_find.sum()} cells to find", size=12, colour=MUTED)
-    # The task; which copy of it this is has no room here, and is in text and page.
+    # Only the task: there is no room for the augmentation, which text and page show.
     canvas.text(x, y + 65, trajectory.puzzle.partition("|||")[0][:18], size=12, colour=MUTED)
     canvas.text(x, y + 47, verdict, size=12, colour=WRONG_INK if trajectory.solved_from is None else RIGHT_INK)
 
 
 def draw_board(canvas: Canvas, left: float, top: float, cell: float, trajectory: Trajectory, view: View) -> None:
-    """One board of an example."""
+    """Draw one board of an example."""
     layout, tokens, kinds = trajectory.layout, trajectory.tokens(view), trajectory.kinds(view)
     changed = trajectory.changed(view) if isinstance(view, int) else np.zeros_like(trajectory.scored)
     places = [(left + column * cell, top + row * cell) for row, column in np.ndindex(layout.rows, layout.columns)]
@@ -117,8 +117,8 @@ def draw_board(canvas: Canvas, left: float, top: float, cell: float, trajectory:
         if new:
             canvas.box(x, y, cell, cell, outline=CHANGED, line=max(1.0, cell * 0.1), radius=cell * 0.12)
         if kind == "wrong":
-            # A mark beside the colour, for eyes and printers that do not separate orange from green; its edge parts it
-            # from a coloured cell.
+            # A mark in addition to the colour, for eyes and printers that do not separate orange from green; its edge
+            # separates it from a coloured cell.
             canvas.corner(x + cell - 0.8, y + 0.8, max(5.0, cell * 0.36), PAPER)
             canvas.corner(x + cell - 0.8, y + 0.8, max(4.0, cell * 0.28), WRONG_INK)
 
@@ -129,7 +129,7 @@ def title_of(view: View) -> str:
 
 
 def _grid(canvas: Canvas, left: float, top: float, cell: float, layout: Layout) -> None:
-    """Thin lines first, so that the box lines lie on top."""
+    """Draw thin lines first, so that the box lines are on top."""
     for heavy in (False, True):
         line, colour = (1.6, INK) if heavy else (0.6, HAIR)
         for index in range(layout.columns + 1):
@@ -143,7 +143,7 @@ def _grid(canvas: Canvas, left: float, top: float, cell: float, layout: Layout) 
 
 
 def draw_foot(canvas: Canvas, x: float, y: float, width: float, trajectory: Trajectory, step: int) -> None:
-    """The halting bar with its mark at one half, and the numbers below."""
+    """Draw the halting bar with its mark at 50 %, and the numbers below."""
     share = float(trajectory.q_halt[step])
     stops = share > 0.5
     canvas.box(x, y, width, 6, fill=TRACK, radius=3)
@@ -158,7 +158,7 @@ def draw_foot(canvas: Canvas, x: float, y: float, width: float, trajectory: Traj
 
 
 def draw_legend(canvas: Canvas, x: float, y: float, layout: Layout, *, short: bool = False) -> None:
-    """What the marks mean, in one line; `short` leaves out the reasons."""
+    """Draw the legend in one line; `short` abbreviates it."""
     side = 16.0
     cells = (["given"] if layout.in_place else []) + ["right", "wrong", "changed"]
     for kind in (*cells, "bar"):

@@ -1,4 +1,4 @@
-"""Pictures of runs for a report: a strip of a model's thinking, and tasks of the last ARC evaluation."""
+"""Pictures of runs for a report: a strip of a model's ACT steps, and tasks of the last ARC evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from viewer.tasks import read_record
 
 MOST_STRIPS = 24
 CANDIDATES = 64
-"""Examples of which a strip shows the most interesting one, where the budget allows so many."""
+"""Most candidates of which a strip shows the most interesting one."""
 TASKS = 4
 RECORD = re.compile(r"step_(\d+)_.*arc_tasks\.json")
 Drawing = tuple[str, bytes]
@@ -39,8 +39,8 @@ Drawing = tuple[str, bytes]
 
 
 def draw_missing(runs: Sequence[RunView]) -> tuple[dict[Path, list[Drawing]], list[str]]:
-    """For each run the tasks of its last ARC evaluation and, where no picture is in it, a strip of its thinking; and
-    a note for each that could not be drawn. All strips together may cost what one call of visualize.py does.
+    """(pictures of each run, notes on those that could not be drawn): the tasks of its last ARC evaluation and, if the
+    run has no picture, a strip of its ACT steps. All strips together may cost as much as one call of visualize.py.
     """
     pictures: dict[Path, list[Drawing]] = {}
     lacking = [run for run in runs if has_steps(run.entry) and not pictures_of(run)]
@@ -59,17 +59,17 @@ def draw_missing(runs: Sequence[RunView]) -> tuple[dict[Path, list[Drawing]], li
 
 
 def has_steps(entry: str) -> bool:
-    """Whether runs of this script have steps that can be drawn."""
+    """Whether runs of this entry script have ACT steps that can be drawn."""
     return any(one.entry == entry and one.function("loading", "load_puzzle_run") is not None for one in families())
 
 
 def draw_strip(run: Path, *, work: float) -> Drawing:
-    """One example of the run's test split over its ACT steps: that which took the model longest among those that `work`
-    floating-point operations allow to try. On the CPU, so that nothing in training is disturbed.
+    """Draw one test example of the run over its ACT steps: the most interesting of the candidates that `work` FLOPs
+    allow. Runs on the CPU, so that no training is disturbed.
 
     Raises: UsageError: no checkpoint, no data, or a model that is too large for `work`.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # which device was chosen is of no interest here
+    with contextlib.redirect_stdout(io.StringIO()):  # do not print the chosen device
         opened = open_puzzle_run(run, device="cpu")
     among = int(min(CANDIDATES, work / opened.task.model.flops(1)["eval"]))
     if among < 1:
@@ -80,14 +80,14 @@ def draw_strip(run: Path, *, work: float) -> Drawing:
 
 
 def draw_examples(run: StoredRun, numbers: Sequence[int]) -> Image.Image:
-    """These examples of the split, a row for each, a column for each ACT step."""
+    """Draw examples of the split: a row for each, a column for each ACT step."""
     shown = trajectories_of(run, numbers)
     chosen = Selection(shown, len(shown), sum(trajectory.solved_from is not None for trajectory in shown))
     return draw_picture(shown, make_headline(run, chosen))
 
 
 def draw_last_tasks(run: Path) -> Drawing | None:
-    """The first tasks of the last record that an evaluation left in the run; None where there is none.
+    """Draw the first tasks of the last record that an evaluation wrote into the run; None if there is none.
 
     Raises: UsageError for a damaged record.
     """

@@ -1,6 +1,6 @@
-"""Step through a model's answers on a terminal: one board at a time, with the keys of a pager.
+"""Steps through a model's answers on a terminal: one board at a time, with the keys of a pager.
 
-POSIX terminals only; elsewhere, and without a terminal, `_terminal.draw` prints all boards.
+POSIX terminals only; elsewhere, and without a terminal, `viewer.terminal.draw` prints all boards.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KEYS = {
     "\x03": "quit",
     "\x04": "quit",
 }
-"""What a terminal sends -> what it means. The arrow keys come in two forms, Home and End in four."""
+"""Key sequence of a terminal -> action. Terminals send arrow keys in two forms, Home and End in four."""
 PREFIXES = {key[:end] for key in KEYS if key.startswith("\x1b") for end in range(1, len(key))}
 PLAY_S = 0.7
 ESCAPE_S = 0.05
@@ -61,7 +61,7 @@ BAR = 30
 
 
 class Stepper:
-    """Where the viewer stands: an example, a step, and whether it plays or shows the solution."""
+    """The state of the viewer: an example, a step, and whether it plays or shows the solution."""
 
     def __init__(self, trajectories: Sequence[Trajectory]) -> None:
         self.trajectories, self.example, self.step = trajectories, 0, 0
@@ -72,7 +72,7 @@ class Stepper:
         return self.trajectories[self.example]
 
     def press(self, action: str | None) -> None:
-        """Do what a key means; None is the clock while playing; other actions do nothing."""
+        """Apply the action of a key; None is a tick of the clock while playing; unknown actions do nothing."""
         last = self.trajectory.steps - 1
         if action == "play":
             self.playing = not self.playing
@@ -94,7 +94,7 @@ class Stepper:
         self.done = action == "quit"
 
     def lines(self, headline: Headline, width: int, height: int, colour: bool) -> list[Text]:
-        """The screen. Where it is too low, the lines around the board go first, then the end of the board."""
+        """The lines of the screen. If it is too low, lines around the board are dropped, then the end of the board."""
         trajectory, note = self.trajectory, STYLES["note"] if colour else ""
         strong = "bold" if colour else ""
         view: View = "solution" if self.solution else self.step
@@ -123,7 +123,7 @@ class Stepper:
 
 
 def step_through(console: Console, trajectories: Sequence[Trajectory], headline: Headline) -> None:
-    """Show the first answer and go where the keys of standard input lead, until q."""
+    """Show the first answer and follow the keys of standard input, until q."""
     stepper, colour = Stepper(trajectories), console.color_system is not None
     with key_reader(sys.stdin.fileno()) as read, console.screen(hide_cursor=True) as screen:
         while not stepper.done:
@@ -135,9 +135,9 @@ def step_through(console: Console, trajectories: Sequence[Trajectory], headline:
 
 @contextlib.contextmanager
 def key_reader(descriptor: int) -> Iterator[Callable[[float | None], str | None]]:
-    """A function that waits for a key (so many seconds, None = for ever) and returns what the terminal sent for it.
+    """A function that waits up to some seconds (None: forever) for a key and returns what the terminal sent.
 
-    None when no key came; end of input reads as q. The terminal is set back on the way out, whatever happens.
+    It returns None if no key came, and q at the end of input. The terminal is always restored on exit.
     """
     import termios
     import tty
@@ -154,7 +154,7 @@ def key_reader(descriptor: int) -> Iterator[Callable[[float | None], str | None]
             sent = b""
         if not sent:
             return "q"
-        # The bytes of an arrow key come at once; after a true Escape nothing does.
+        # The bytes of an arrow key arrive together; nothing follows a true Escape.
         while sent.startswith(b"\x1b") and sent.decode("ascii", "replace") in PREFIXES and ready(ESCAPE_S):
             sent += os.read(descriptor, 1)
         return sent.decode("ascii", "replace")
@@ -164,5 +164,5 @@ def key_reader(descriptor: int) -> Iterator[Callable[[float | None], str | None]
     try:
         yield read
     finally:
-        with contextlib.suppress(termios.error):  # the same
+        with contextlib.suppress(termios.error):  # the terminal has been closed
             termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -16,25 +16,25 @@ MARGIN, GAP, ROW_GAP, CAPTION, TITLE, HEAD = 28.0, 22.0, 14.0, 20.0, 34.0, 64.0
 LARGEST_CELL, ROOM, LEAST_CELL = 22.0, 170.0, 6.0
 MAX_HEIGHT = 8000.0
 DIGITS_FROM = 11.0
-"""Side of a cell from which on its digit is drawn, for eyes that confuse some of the colours."""
+"""Smallest side of a cell in which its digit is drawn, for eyes that confuse some of the colours."""
 Column = list[tuple[str, Grid | None, str]]
-"""Grids below each other: (caption, grid, colour of the caption)."""
+"""A column of grids: (caption, grid, colour of the caption)."""
 
 
 def columns_of(task: TaskView) -> list[Column]:
-    """A column for each demonstration (input, output), two for each test grid (it and its solution, the attempts)."""
+    """A column for each demonstration (input, output), two for each test grid (test and solution, attempts)."""
     columns: list[Column] = []
-    for number, (asked, answer) in enumerate(task.demonstrations, start=1):
-        columns.append([(f"example {number}", asked, MUTED), ("output", answer, MUTED)])
+    for number, (question, answer) in enumerate(task.demonstrations, start=1):
+        columns.append([(f"example {number}", question, MUTED), ("output", answer, MUTED)])
     for number, test in enumerate(task.tests, start=1):
-        asked_column: Column = [(f"test {number}" if len(task.tests) > 1 else "test", test.grid, INK)]
+        test_column: Column = [(f"test {number}" if len(task.tests) > 1 else "test", test.grid, INK)]
         if test.solution is not None:
-            asked_column.append(("solution", test.solution, MUTED))
+            test_column.append(("solution", test.solution, MUTED))
         attempts: Column = []
         for place, attempt in enumerate(test.attempts, start=1):
             colour = MUTED if attempt.right is None else RIGHT_INK if attempt.right else WRONG_INK
             attempts.append((caption_of(place, attempt, test.votes), attempt.grid, colour))
-        columns += [asked_column, attempts or [("no answer", None, WRONG_INK)]]
+        columns += [test_column, attempts or [("no answer", None, WRONG_INK)]]
     return columns
 
 
@@ -49,14 +49,14 @@ def caption_of(place: int, attempt: Attempt, votes: int) -> str:
 
 
 def cell_of(task: TaskView) -> float:
-    """Side of a cell: grids of few cells get large ones, and all of a task the same."""
+    """Side of a cell, the same for all grids of a task and larger for small grids."""
     grids = [grid for column in columns_of(task) for _, grid, _ in column if grid]
     largest = max(max(len(grid), len(grid[0])) for grid in grids)
     return max(LEAST_CELL, min(LARGEST_CELL, ROOM / largest))
 
 
 def draw_tasks(record: Record, title: str) -> Image.Image:
-    """One row for each task. Too many for one picture are left out, and the heading states how many are shown."""
+    """Draw a row for each task, up to MAX_HEIGHT; the heading states how many are shown."""
     probe = Canvas(1, 1, 2.0, PAPER)
     shown: list[TaskView] = []
     height = MARGIN + HEAD + MARGIN
@@ -80,7 +80,7 @@ def draw_tasks(record: Record, title: str) -> Image.Image:
         canvas.text(MARGIN + probe.text_width(task.name, 15) + 16, top + 8, task.verdict, size=13, colour=colour)
         x, cell = MARGIN, cell_of(task)
         for number, column in enumerate(columns_of(task)):
-            if number == len(task.demonstrations):  # a line between what is shown and what is asked
+            if number == len(task.demonstrations):  # a line between demonstrations and tests
                 canvas.rule(x - GAP / 2, top + TITLE - 4, _height(task), down=True, line=1.0, colour=HAIR)
             x += _draw_column(canvas, x, top + TITLE, cell, column) + GAP
         top += TITLE + _height(task) + 2 * ROW_GAP
@@ -99,7 +99,7 @@ def _draw_column(canvas: Canvas, x: float, y: float, cell: float, column: Column
 
 
 def draw_grid(canvas: Canvas, left: float, top: float, cell: float, grid: Grid) -> None:
-    """Coloured cells with thin lines between them."""
+    """Draw coloured cells with thin lines between them."""
     for row, cells in enumerate(grid):
         for column, colour in enumerate(cells):
             x, y = left + column * cell, top + row * cell
@@ -128,7 +128,7 @@ def _height(task: TaskView) -> float:
 
 
 def print_tasks(console: Console, tasks: Sequence[TaskView]) -> None:
-    """Each task: its name and outcome, then demonstrations, then test grids with attempts and solution."""
+    """Print each task: its name and outcome, its demonstrations, its test grids with attempts and solution."""
     colour = console.color_system is not None
     for task in tasks:
         console.print()
@@ -138,8 +138,8 @@ def print_tasks(console: Console, tasks: Sequence[TaskView]) -> None:
 
 
 def _rows(task: TaskView, room: int, colour: bool) -> Iterator[Text]:
-    for asked, answer in task.demonstrations:
-        yield from _side_by_side([("example", asked), ("output", answer)], room, colour)
+    for question, answer in task.demonstrations:
+        yield from _side_by_side([("example", question), ("output", answer)], room, colour)
     for test in task.tests:
         blocks: list[tuple[str, Grid]] = [("test", test.grid)]
         blocks += [(caption_of(n, attempt, test.votes), attempt.grid) for n, attempt in enumerate(test.attempts, 1)]
@@ -149,7 +149,7 @@ def _rows(task: TaskView, room: int, colour: bool) -> Iterator[Text]:
 
 
 def _side_by_side(blocks: Sequence[tuple[str, Grid]], room: int, colour: bool) -> Iterator[Text]:
-    """Grids next to each other, as many as `room` characters take; two characters a cell."""
+    """Grids side by side, as many as fit into `room` characters, with two characters per cell."""
     widths = [max(len(caption), 2 * len(grid[0]) if grid else 0) + 3 for caption, grid in blocks]
     while blocks:
         count, used = 1, widths[0]
@@ -159,7 +159,7 @@ def _side_by_side(blocks: Sequence[tuple[str, Grid]], room: int, colour: bool) -
         part, sizes = blocks[:count], widths[:count]
         yield Text("".join(caption.ljust(size) for (caption, _), size in zip(part, sizes, strict=True)).rstrip())
         for row in range(max(len(grid) for _, grid in part)):
-            line, gap = Text(), 0  # what stands to the right of a line is not padded
+            line, gap = Text(), 0  # lines are not padded at their end
             for (_, grid), size in zip(part, sizes, strict=True):
                 cells = grid[row] if row < len(grid) else ()
                 line.append(" " * gap if cells else "")

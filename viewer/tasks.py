@@ -1,7 +1,7 @@
-"""Tasks of grids with their demonstrations, test grids and a model's attempts, read from a record of an evaluation.
+"""Grid tasks with their demonstrations, test grids and a model's attempts, read from a record of an evaluation.
 
-A record is what `arc@ARC` leaves (`arc_tasks.json`) and scripts/predict.py writes: every task as it is, the leading
-answers by votes, what is right where that is known, and how to read the score.
+A record is written by `arc@ARC` (`arc_tasks.json`) and by scripts/predict.py: every original task, the answers with the
+most votes, whether they are right if that is known, and the meaning of the score.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ RECORD_LIMIT = 1 << 28
 
 @dataclass(frozen=True)
 class Attempt:
-    """One of the leading answers."""
+    """One of the answers with the most votes."""
 
     grid: Grid
     votes: int
     confidence: float
     """Mean of the halting head's probabilities over the votes."""
     right: bool | None
-    """None where the solution is not known."""
+    """None if the solution is not known."""
 
 
 @dataclass(frozen=True)
 class Test:
-    """A grid that was asked."""
+    """A test grid and the attempts at it."""
 
     grid: Grid
     solution: Grid | None
@@ -43,13 +43,13 @@ class Test:
 
 @dataclass(frozen=True)
 class TaskView:
-    """One task."""
+    """A task as it is drawn."""
 
     name: str
     demonstrations: tuple[tuple[Grid, Grid], ...]
     tests: tuple[Test, ...]
     solved: bool | None
-    """Whether every test grid is right within the attempts; None where that is not known."""
+    """Whether every test grid has a right attempt; None if that is not known."""
 
     @property
     def verdict(self) -> str:
@@ -69,12 +69,12 @@ class Record:
     tasks: list[TaskView]
     attempts: int
     meaning: str
-    """Protocol class and leakage, in words."""
+    """Description of protocol class and leakage."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def read_record(path: Path) -> Record:
-    """Raises: UsageError naming the file, and the task where one is damaged."""
+    """Read a record. Raises: UsageError naming the file, and a task that is damaged."""
     try:
         content = read_json(path, RECORD_LIMIT)
     except FileNotFoundError:
@@ -106,15 +106,15 @@ def record_from(content: Mapping[str, Any], place: str) -> Record:
 def _task(name: str, task: Mapping[str, Any], attempts: int) -> TaskView:
     tests = []
     for test in task["test"]:
-        given = tuple(
+        answers = tuple(
             Attempt(_grid(one["grid"]), int(one["votes"]), float(one["confidence"]), one.get("right"))
             for one in test["answers"][:attempts]
         )
         solution = None if test.get("output") is None else _grid(test["output"])
-        tests.append(Test(_grid(test["input"]), solution, int(test["votes"]), given))
-    shown = tuple((_grid(pair["input"]), _grid(pair["output"])) for pair in task["train"])
+        tests.append(Test(_grid(test["input"]), solution, int(test["votes"]), answers))
+    demonstrations = tuple((_grid(pair["input"]), _grid(pair["output"])) for pair in task["train"])
     solved = task["solved"]
-    return TaskView(name, shown, tuple(tests), None if solved is None else bool(solved))
+    return TaskView(name, demonstrations, tuple(tests), None if solved is None else bool(solved))
 
 
 def _grid(value: Any) -> Grid:

@@ -1,7 +1,7 @@
-"""Boards side by side on a terminal: in colour, or with marks where there is none.
+"""Boards side by side on a terminal: in colour, or with marks without colour.
 
-Every cell is drawn as mark + token + mark, so both forms have the same width; boards of many columns go without the
-first mark.
+Every cell is drawn as mark + token + mark, so both forms have the same width; boards of many columns omit the first
+mark.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STYLES = {
 MARKS = {"right": "+", "wrong": "-"}
 GAP = 3
 WIDE = 16
-"""Columns from which on a cell is drawn in less room."""
+"""Boards of more columns have narrower cells."""
 
 
 def make_console(no_color: bool) -> Console:
-    """Of standard output: colours where it is a terminal and nobody forbids them, 120 columns where it has none."""
+    """A console of standard output: in colour on a terminal unless forbidden, 120 columns if the width is unknown."""
     terminal = sys.stdout.isatty()
     plain = no_color or not terminal or "NO_COLOR" in os.environ
     width = None if terminal or "COLUMNS" in os.environ else 120
@@ -62,7 +62,7 @@ def legend(layout: Layout, colour: bool) -> Text:
 
 
 def draw(console: Console, trajectories: Sequence[Trajectory]) -> None:
-    """Print each example: its heading, then the board after every step and the solution, as many as fit in a line."""
+    """Print each example: its heading, then the boards of all steps and the solution, as many as fit in a line."""
     colour = console.color_system is not None
     console.print(legend(trajectories[0].layout, colour))
     for trajectory in trajectories:
@@ -73,7 +73,7 @@ def draw(console: Console, trajectories: Sequence[Trajectory]) -> None:
 
 
 def side_by_side(blocks: Sequence[Sequence[Text]], room: int) -> Iterator[Text]:
-    """The lines of blocks of equal height, as many next to each other as `room` characters take."""
+    """The lines of blocks of equal height, as many side by side as fit into `room` characters."""
     width = max(line.cell_len for block in blocks for line in block) + GAP
     per_line = max(1, (room + GAP) // width)
     for begin in range(0, len(blocks), per_line):
@@ -97,7 +97,7 @@ def heading(trajectory: Trajectory) -> str:
 
 
 def board_block(trajectory: Trajectory, view: View, colour: bool) -> list[Text]:
-    """One board with its title above and, of an answer, the count of right cells and the halting probability below."""
+    """A board with its title above and, for an answer, the count of right cells and the halting probability below."""
     layout = trajectory.layout
     lines = [Text(f"step {view + 1}" if isinstance(view, int) else view, STYLES["note"] if colour else "")]
     for row, cells in enumerate(_cells(trajectory, view, colour)):
@@ -116,7 +116,7 @@ def board_block(trajectory: Trajectory, view: View, colour: bool) -> list[Text]:
 
 
 def narrow(layout: Layout) -> bool:
-    """Whether a board has too many columns for three characters a cell."""
+    """Whether a board has too many columns for three characters per cell."""
     return layout.columns > WIDE
 
 
@@ -145,7 +145,7 @@ def _cells(trajectory: Trajectory, view: View, colour: bool) -> Iterator[Text]:
                 style = f"{paint[1]} on {paint[0]}"
             elif colour and changed[position]:
                 style += " " + STYLES["changed"]
-            # The colour of an ARC cell is its token, not whether it is right, so it keeps the marks.
+            # The colour of an ARC cell is its token, not whether it is right, so it needs the marks.
             marked = isinstance(view, int) and (not colour or bool(layout.paints))
             before = "*" if marked and changed[position] else " "
             after = MARKS.get(kind, " ") if marked and not (colour and kind == "right") else " "

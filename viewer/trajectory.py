@@ -1,6 +1,6 @@
-"""One example with a model's answer after every ACT step, how it lies on a board, and which examples are worth showing.
+"""One example with a model's answer after every ACT step, its layout on a board, and the selection of examples to show.
 
-T positions of an example, S ACT steps. Positions without a label (-100) are not judged.
+T positions of an example, S ACT steps. Positions without a label (-100) are not scored.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ ARC = (
     ("#7fdbff", "#000000"),
     ("#870c25", "#ffffff"),
 )
-"""Colour and ink of the ten ARC colours; the digit in the cell is for eyes that confuse some of them."""
+"""(fill, ink) of the ten ARC colours; the digit in a cell is for eyes that confuse some of them."""
 
 Mask = NDArray[np.bool_]
 View = int | Literal["puzzle", "solution"]
-"""What a board shows: the answer after a step (0-based), the puzzle itself or its solution."""
+"""Content of a board: the answer after a step (0-based), the puzzle or its solution."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the T positions lie on a grid and how each token is drawn."""
+    """The grid of the T positions, and how each token is drawn."""
 
     rows: int
     columns: int
     symbols: tuple[str, ...]
     """Text of each token; empty for an empty cell."""
     blank: int | None = None
-    """The token of a cell to be filled in; None where the data set has no such token."""
+    """The token of a cell to be filled in; None if the data set has none."""
     box: tuple[int, int] | None = None
     """Rows and columns of a Sudoku box."""
     in_place: bool = False
-    """The answer is the puzzle with some cells changed; the others count as given."""
+    """Whether the answer is the puzzle with some cells changed; the others count as given."""
     paints: tuple[tuple[str, str] | None, ...] = ()
-    """(colour, ink) of each token that is shown as a coloured cell; empty where none is."""
+    """(fill, ink) of each token that is shown as a coloured cell; empty if none is."""
 
     @property
     def symbol_width(self) -> int:
@@ -67,10 +67,10 @@ class Layout:
 
 
 def layout_of(seq_len: int, vocab_size: int) -> Layout:
-    """What a data set shows, inferred from the numbers of its metadata.
+    """The layout of a data set, inferred from its sequence length and vocabulary size.
 
-    A square of `side` with a vocabulary of side + 2 (pad, blank, digits) is a Sudoku, one of 6 tokens a maze (# SGo),
-    one of 12 an ARC canvas (end of grid, ten colours), all else a grid of tokens.
+    A square of `side` with a vocabulary of side + 2 (pad, blank, digits) is a Sudoku, with 6 tokens a maze (# SGo),
+    with 12 an ARC canvas (pad, end of grid, ten colours), anything else a grid of tokens.
     """
     side = math.isqrt(seq_len)
     square = side * side == seq_len
@@ -95,7 +95,7 @@ class Headline:
     """project/run and the checkpoint's step"""
     subtitle: str
     facts: tuple[tuple[str, str], ...]
-    """The same and more as (name, value), for a page that has room for it."""
+    """The same in more detail as (name, value), for a page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +103,21 @@ class Trajectory:
     """One example with the model's answer after every ACT step."""
 
     number: int
-    """Of the example in its split, from 0."""
+    """Index of the example in its split, from 0."""
     layout: Layout
     """T = rows * columns"""
     inputs: np.ndarray
     """[T]"""
     labels: np.ndarray
-    """[T], -100 where not scored."""
+    """[T], -100 if not scored."""
     answers: np.ndarray
     """[S, T]"""
     q_halt: np.ndarray
-    """[S] probability that the halting head gives the answer of being right."""
+    """[S] the halting head's probability that the answer is right."""
     confidence: np.ndarray
-    """[S, T] probability that the model gives the token it answers"""
+    """[S, T] the model's probability of the token in its answer."""
     puzzle: str = ""
-    """Name of its puzzle, where the data set has names: an ARC task and its augmentation."""
+    """Name of its puzzle, if the data set has names: an ARC task and its augmentation."""
 
     @property
     def steps(self) -> int:
@@ -131,7 +131,7 @@ class Trajectory:
 
     @property
     def given(self) -> Mask:
-        """[T] cells that the puzzle states; none where the answer is another grid than the puzzle."""
+        """[T] cells that the puzzle gives; none if the answer is another grid than the puzzle."""
         if not self.layout.in_place:
             return np.zeros_like(self.scored)
         blank = self.layout.blank
@@ -148,7 +148,7 @@ class Trajectory:
         return int((self.to_find & self.right(step)).sum())
 
     def cells_wrong(self, step: int) -> int:
-        """How many scored cells, given ones too, are wrong after `step` (0-based)."""
+        """How many scored cells, including given ones, are wrong after `step` (0-based)."""
         return int((self.scored & ~self.right(step)).sum())
 
     def right(self, step: int) -> Mask:
@@ -157,7 +157,7 @@ class Trajectory:
         return self.scored & right
 
     def changed(self, step: int) -> Mask:
-        """[T] scored and other than after the step before; nothing at the first step."""
+        """[T] scored and changed from the step before; nothing at the first step."""
         if step == 0:
             return np.zeros_like(self.scored)
         changed: Mask = self.answers[step] != self.answers[step - 1]
@@ -168,13 +168,13 @@ class Trajectory:
         return bool(self.right(step).sum() == self.scored.sum())
 
     def tokens(self, view: View) -> np.ndarray:
-        """[T] what the cells of a board hold; 0 in those of a solution that are not scored."""
+        """[T] tokens of the cells of a board; 0 in unscored cells of a solution."""
         if view == "puzzle":
             return self.inputs
         return np.where(self.scored, self.labels, PAD) if view == "solution" else self.answers[view]
 
     def kinds(self, view: View) -> list[str]:
-        """[T] how the cells of a board are drawn: given, right, wrong, plain, or none for those outside of the grid."""
+        """[T] how the cells of a board are drawn: given, right, wrong, plain, or none outside the grid."""
         if view == "puzzle":
             return ["none" if token == PAD else "plain" for token in self.inputs]
         right = self.scored if view == "solution" else self.right(view)
@@ -185,12 +185,12 @@ class Trajectory:
 
     @property
     def views(self) -> list[View]:
-        """All boards of an example in order; the puzzle only where the answers do not show it."""
+        """All boards of an example in order; the puzzle only if the answers do not contain it."""
         return [*([] if self.layout.in_place else ["puzzle"]), *range(self.steps), "solution"]
 
     @property
     def solved_from(self) -> int | None:
-        """The step (0-based) from which on the answer is right to the end; None when the last answer is not."""
+        """The step (0-based) from which the answer stays right to the end; None if the last answer is not right."""
         unsolved = [step for step in range(self.steps) if not self.solved(step)]
         if not unsolved:
             return 0
@@ -203,13 +203,13 @@ class Trajectory:
 
     @property
     def halts_at(self) -> int | None:
-        """The first step (0-based) at which the halting head would stop, None if at none."""
-        willing = np.flatnonzero(self.q_halt > 0.5)
-        return int(willing[0]) if len(willing) else None
+        """The first step (0-based) at which the halting head would stop; None if there is none."""
+        halting = np.flatnonzero(self.q_halt > 0.5)
+        return int(halting[0]) if len(halting) else None
 
     @property
     def changes(self) -> int:
-        """Cells changed over all steps."""
+        """Number of changed cells, summed over all steps."""
         return sum(int(self.changed(step).sum()) for step in range(self.steps))
 
 
@@ -223,9 +223,9 @@ def cropped(
     confidence: np.ndarray,
     puzzle: str = "",
 ) -> Trajectory:
-    """A Trajectory on the smallest part of the grid that holds all of the puzzle and of its solution.
+    """A Trajectory cropped to the smallest part of the grid with all of the puzzle and its solution.
 
-    So ARC grids come without the canvas around them, and a sequence that fills no rectangle gets cells to fill one.
+    ARC grids are thus shown without the canvas, and a sequence that does not fill its rectangle is padded.
     """
     used = np.flatnonzero((labels != IGNORE) | (inputs != PAD))
     if layout.in_place or not len(used):
@@ -245,9 +245,9 @@ def cropped(
 
 
 def most_interesting(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
-    """Those solved latest, then those that change most, then the least certain; with room for three, one unsolved.
+    """`count` examples: those solved latest, then those that change most, then the least certain; of three one unsolved.
 
-    A model that is right from the first step on leaves only its certainty to distinguish examples.
+    If the model is right from the first step, only its certainty distinguishes examples.
     """
     solved = [t for t in trajectories if t.solved_from is not None]
     failed = [t for t in trajectories if t.solved_from is None]

@@ -1,1 +1,1 @@
-"""What a run will cost before it is started: memory, time, operations, disk, and the batch size that fits."""
+"""Estimates the cost of a run before it is started: memory, time, FLOPs, disk, and the batch size that fits."""

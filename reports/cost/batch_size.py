@@ -1,4 +1,4 @@
-"""How many rows a step should have: double, then bisect, each size measured in its own process."""
+"""Searches for the best batch size: double, then bisect, each size measured in its own process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from engine.errors import UsageError
 
-SLOWER = 0.95  # a larger batch that is slower per row than this share of the best ends the search
-IMPORTS = 64 * 2**20  # what the modules of a run need once torch is loaded, rounded up
-NEAR = 0.97  # of several equally fast ones the smallest is recommended
+SLOWER = 0.95  # the search ends when a larger batch has less than this share of the best throughput
+IMPORTS = 64 * 2**20  # memory of a run's modules after torch is imported, rounded up
+NEAR = 0.97  # the smallest batch with at least this share of it is recommended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One batch size; `reason` is why it cannot be used, empty where it can."""
+    """A measured batch size; `reason`: why it cannot be used, "" if it can."""
 
     rows: int
     examples_per_s: float | None = None
@@ -29,7 +29,7 @@ class Trial:
 
 
 def find_batch_size(start: int, step: int, measure: Callable[[int], Trial]) -> list[Trial]:
-    """Trials in increasing order: `start` halved until it works, doubled while that pays, then bisected to an eighth.
+    """Trials in increasing order: halve `start` until it works, double it while that pays, then bisect to an eighth.
 
     All sizes are multiples of `step` (ranks x accumulation).
     """
@@ -62,14 +62,14 @@ def _still_pays(trials: dict[int, Trial]) -> bool:
 
 
 def best(trials: list[Trial]) -> Trial | None:
-    """The smallest batch that is as good as the fastest."""
+    """The smallest batch that is about as fast per row as the fastest; None if none works."""
     usable = [trial for trial in trials if not trial.reason]
     fastest = max((trial.examples_per_s or 0.0 for trial in usable), default=0.0)
     return next((trial for trial in usable if (trial.examples_per_s or 0.0) >= NEAR * fastest), None)
 
 
 def measure_apart(command: list[str], key: str, rows: int, *, limit_s: float) -> Trial:
-    """Run `command`, an estimate, with `key=rows` in a child process: what it does to memory ends with it."""
+    """Run `command`, an estimate, with `key=rows` in a child process, which frees all its memory at the end."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "estimate.json"
         try:
@@ -99,7 +99,7 @@ def _failure_reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def read_size(text: str) -> int:
-    """Bytes that `8GiB`, `500MB`, `2G` or a plain number mean. Raises: UsageError."""
+    """Parse a size in bytes: `8GiB`, `500MB`, `2G` or a plain number. Raises: UsageError."""
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     lowered = text.strip().lower().removesuffix("b")
     number = lowered.rstrip("kmgi")
@@ -113,7 +113,7 @@ def read_size(text: str) -> int:
 
 
 def usual_limit() -> int:
-    """Four fifths of the memory that is free now, on this machine and in this container."""
+    """Four fifths of the memory that is free now, on this machine or in this container, in bytes."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -138,10 +138,11 @@ def _private_memory() -> int:
 
 
 def limit_memory(size: int) -> None:
-    """From here on this process gets an error, not the whole machine's memory, when it needs more than `size`.
+    """Limit the memory of this process to `size` bytes: beyond it allocations fail.
 
-    RLIMIT_DATA counts private memory that can be written; address space (RLIMIT_AS) would count torch's libraries too.
-    Raises: UsageError: torch and the imports of a run hardly leave any of it.
+    RLIMIT_DATA counts private writable memory; address space (RLIMIT_AS) would count torch's libraries, too.
+
+    Raises: UsageError if torch and the imports of a run hardly leave any of it.
     """
     import resource
 

@@ -1,6 +1,6 @@
-"""Measure a run without running it: build it as a launch does, take a few steps, write nothing.
+"""Measures a run without running it: builds it as a launch does, takes a few steps, writes nothing.
 
-Sizes are bytes, times seconds.
+Sizes are in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ from reports.cost.operations import Stage, stages, steps_within, training_flops
 
 
 class _EnoughSteps(Exception):
-    """Ends the measurement: the trainer lets it pass."""
+    """Raised in a hook to end the measurement; the trainer does not catch it."""
 
 
 @dataclass(kw_only=True)
 class Measurement:
-    """What building the run and a few of its steps showed."""
+    """Measurements of a run that was built and took a few steps."""
 
     device: str
     compiled: str
-    """off, block or full: what `compile` has come to, and the times are of."""
+    """off, block or full: the mode of `compile` that was measured."""
     captured: bool
-    """Whether they are of steps that run as one CUDA graph."""
+    """Whether a step runs as one CUDA graph."""
     parameters: dict[str, int]
-    """Trained numbers by group."""
+    """Number of trained parameters by group."""
     optimizers: dict[str, str]
     frozen: int
-    """Numbers of the model that no group trains."""
+    """Number of parameters that no group trains."""
     memory: dict[str, int]
-    """weights, gradients, moments, average: exact; activations: measured; process: the peak of it all."""
+    """weights, gradients, moments, average: exact; activations: measured; process: peak of the process."""
     checkpoint: int
     """Bytes of one checkpoint's tensors."""
     saves: list[Sequence[int]]
-    """The steps at which the run will save, for each reason to do so."""
+    """The steps at which the run will save, by reason: interval, evaluations, end."""
     total_steps: int
     planned_steps: int
-    """total_steps, or max_steps where that is less."""
+    """total_steps, or max_steps if that is less."""
     budget_steps: int | None
-    """What max_seconds has room for; None without it."""
+    """Steps within max_seconds; None without it."""
     last_step: int
-    """Where the run ends, whichever comes first."""
+    """The step at which the run ends, whatever limits it."""
     evaluations: int
     batch_key: str
     batch_rows: int
     eval_examples: int | None
-    """Examples of all evaluations together; None where the task does not give it."""
+    """Examples of all evaluations together; None if the task does not count them."""
     step_seconds: float
-    """Of a step of the first stage."""
+    """Seconds per step of the first stage."""
     timed_steps: int
     warm_up_seconds: float
-    """What compiling and capturing add to the first steps; 0 where there is neither."""
+    """Additional seconds of the first steps for compiling and capturing; 0 without either."""
     stages: list[Stage]
-    """What the steps consist of."""
+    """The stages of the training steps."""
     flops_evaluations: float | None
 
     @property
@@ -83,12 +83,12 @@ class Measurement:
 
     @property
     def training_flops(self) -> float | None:
-        """None where the model does not count them."""
+        """FLOPs of all training steps; None if the model does not count them."""
         return training_flops(self.stages)
 
     @property
     def evaluation_seconds(self) -> float | None:
-        """By operations, at the speed of the training steps; None where the model does not count them."""
+        """Estimated from FLOPs at the speed of the training steps; None if the model does not count them."""
         first = self.stages[0].flops
         if self.flops_evaluations is None or not first:
             return None
@@ -96,7 +96,7 @@ class Measurement:
 
 
 class _Clock:
-    """A hook of the trainer: times steps and stops after `steps` of them, or after `seconds` and a few of them."""
+    """A trainer hook that times steps and stops after `steps` of them, or after a few of them and `seconds`."""
 
     def __init__(self, device: torch.device, steps: int, seconds: float) -> None:
         self.device, self.steps, self.seconds = device, steps, seconds
@@ -123,28 +123,28 @@ class _Clock:
         self.last = time.perf_counter()
 
     def end(self, trainer: Trainer) -> None:
-        """Not reached: the last step ends the measurement."""
+        """Never called: the last step ends the measurement."""
 
     @property
     def timed(self) -> list[float]:
-        """The steps after the warm-up; the warm-up itself where there was nothing else."""
+        """Times of the steps after the warm-up, or of the warm-up if there are no others."""
         return self.times[self.warm_up :] or self.times
 
 
 def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seconds: float) -> Measurement:
     """Build the run of `config` by its family's `build` and time a few training steps.
 
-    Raises: what building or a step raises (UsageError, RunFailure when memory runs out).
+    Raises: what building or a step raises (UsageError, RunFailure if memory runs out).
     """
     runtime = make_runtime(config)
     plan = build(config, runtime)
     compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
     clock = _Clock(runtime.device, steps, seconds)
-    unlimited = replace(config, max_seconds=None)  # or the steps that are timed might use it up
+    unlimited = replace(config, max_seconds=None)  # else the timed steps might use it up
     trainer = Trainer(
         plan, unlimited, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
     )
-    # An evaluation within the first steps would be timed as one of them, and take long.
+    # An evaluation within the first steps would be timed as a step, and take long.
     eval_steps, plan.eval_steps = plan.eval_steps, frozenset()
     before = _reset_peak(runtime.device)
     with contextlib.suppress(_EnoughSteps):
@@ -152,7 +152,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     peak = peak_memory(runtime.device)
     state = {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
     memory = _memory(trainer, state)
-    late = memory["gradients"] + memory["moments"]  # untouched pages when `before` was taken, on a CPU
+    late = memory["gradients"] + memory["moments"]  # on a CPU, pages not yet touched when `before` was taken
     known = sum(memory.values()) if runtime.device.type == "cuda" else before + late
     task_state = trainer.state_dict()["task"]
     mode, graph, planned = compiled(trainer), captured(trainer), trainer.last_step
@@ -197,7 +197,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
 
 
 def _first_stage_seconds(clock: _Clock, parts: Sequence[Stage]) -> float:
-    """The median of the timed steps; in a short run the last of them may be of a later stage, and count by that."""
+    """The median of the timed steps; those of a later stage, in a short run, are scaled to the first one's FLOPs."""
     costs = itertools.chain.from_iterable(itertools.repeat(part.flops or 1.0, part.steps) for part in parts)
     first = parts[0].flops or 1.0
     each = list(itertools.islice(costs, len(clock.times) - len(clock.timed), len(clock.times)))
@@ -205,13 +205,13 @@ def _first_stage_seconds(clock: _Clock, parts: Sequence[Stage]) -> float:
 
 
 def timed_stages(parts: Sequence[Stage], step_seconds: float) -> list[tuple[int, float]]:
-    """(steps, seconds of each) by operations, where a step of the first stage takes `step_seconds`."""
+    """(steps, seconds of each) of each stage by its FLOPs, if a step of the first one takes `step_seconds`."""
     first = parts[0].flops or 1.0
     return [(part.steps, step_seconds * (part.flops or first) / first) for part in parts]
 
 
 def _before(steps: Collection[int], last: int) -> Sequence[int]:
-    """Those of `steps` below `last`, rising; a range stays one, however many there are."""
+    """The elements of `steps` below `last`, ascending; a range stays a range."""
     if isinstance(steps, range):
         return range(steps.start, min(steps.stop, last), steps.step)
     return sorted(step for step in steps if step < last)
@@ -224,9 +224,9 @@ def _saves(plan: TrainingPlan, config: Any, last: int, evaluations: Sequence[int
 
 
 def checkpoints_kept(saves: Sequence[Sequence[int]], keep_last: int, keep_every: int | None) -> int:
-    """Checkpoints that remain of `saves` at the end, at most: the newest, the multiples, and the best one.
+    """Most checkpoints that are left of `saves` at the end: the newest, the multiples, and the best one.
 
-    `saves` are rising sequences, which may share steps.
+    `saves` are ascending sequences, which may share steps.
     """
     falling = (step for step, _ in itertools.groupby(heapq.merge(*map(reversed, saves), reverse=True)))
     newest = list(itertools.islice(falling, keep_last))
@@ -243,7 +243,7 @@ def _eval_examples(task: Any, evaluations: Sequence[int], final: int) -> int | N
     usual, last, held_back = (getattr(task, f"{name}_sampler", None) for name in ("eval", "final", "validation"))
     if usual is None or last is None:
         return None
-    # The set that selects checkpoints while training; groups that are held back are evaluated at the end too.
+    # The set that selects checkpoints during training; held-back groups are evaluated at the end, too.
     selecting: int = (held_back or usual).num_examples
     at_end: int = last.num_examples + (selecting if held_back else 0)
     return during * selecting + final * at_end
@@ -277,7 +277,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _reset_peak(device: torch.device) -> int:
-    """Begin a new measurement of the peak; returns what is in use now."""
+    """Reset the peak memory; returns the memory in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

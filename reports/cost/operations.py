@@ -1,4 +1,4 @@
-"""Operations of a run's training steps, which may go deeper on the way (arch.cycles_schedule)."""
+"""FLOPs of a run's training steps, which may get deeper during training (arch.cycles_schedule)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stage:
-    """Training steps that follow each other and cost the same."""
+    """Consecutive training steps of equal cost."""
 
     steps: int
     flops: float | None
-    """Operations of one step; None where the model does not count them."""
+    """FLOPs of one step; None if the model does not count them."""
 
 
 def stages(model: Any, rows: int, *, steps: int, horizon: int) -> list[Stage]:
-    """What steps 1 to `steps` consist of, in a run that is planned for `horizon` steps with batches of `rows`.
+    """The stages of steps 1 to `steps` of a run planned for `horizon` steps with batches of `rows`.
 
-    Step s is taken where the run has come to the share (s - 1) / horizon, as in the task. A model without `stage_flops`
-    has one stage.
+    Step s belongs to the stage at progress (s - 1) / horizon, as in the task. A model without `stage_flops` has one
+    stage.
     """
     counted: Callable[[int], dict[str, float]] | None = getattr(model, "flops", None)
     by_stage: Callable[[int], list[tuple[float, float]]] | None = getattr(model, "stage_flops", None)
@@ -31,14 +31,14 @@ def stages(model: Any, rows: int, *, steps: int, horizon: int) -> list[Stage]:
     numbers = range(1, horizon + 1)
     before = [bisect_left(numbers, begins, key=lambda step: (step - 1) / horizon) for begins, _ in costs]
     ends = [min(steps, end) for end in (*before[1:], horizon)]
-    made = [
+    parts = [
         Stage(end - begin, flops) for begin, end, (_, flops) in zip(before, ends, costs, strict=True) if end > begin
     ]
-    return made or [Stage(steps, costs[0][1])]
+    return parts or [Stage(steps, costs[0][1])]
 
 
 def steps_within(seconds: float, parts: Sequence[tuple[int, float]]) -> int:
-    """The step that ends a budget of `seconds`, of parts of (steps, seconds of each); the last part continues."""
+    """The step at which a budget of `seconds` ends, given (steps, seconds of each) parts; the last part is extended."""
     taken = 0
     for steps, each in parts[:-1]:
         if seconds <= steps * each:
@@ -50,7 +50,7 @@ def steps_within(seconds: float, parts: Sequence[tuple[int, float]]) -> int:
 
 
 def training_flops(parts: Sequence[Stage]) -> float | None:
-    """Operations of all steps of `parts` together; None where the model does not count them."""
+    """FLOPs of all steps of `parts`; None if the model does not count them."""
     if parts[0].flops is None:
         return None
     return sum(part.steps * (part.flops or 0.0) for part in parts)

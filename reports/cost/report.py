@@ -1,4 +1,4 @@
-"""What a run will cost, as numbers and in print: parameters, memory, hours, operations, disk; and batch sizes."""
+"""Reports the cost of a run as numbers and as text: parameters, memory, time, FLOPs, disk; and batch sizes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from reports.output import write_json_result
 
 
 def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, child: Sequence[str], name: str) -> None:
-    """Measure, print and write, as the arguments of scripts/estimate.py ask; with --find-batch-size also the trials.
+    """Measure, print and write as the arguments of scripts/estimate.py say; with --find-batch-size, also run trials.
 
     Args:
         build: (config, runtime) -> TrainingPlan, of the run's family.
-        child: the command that estimates the same run in its own process, for one batch size after the other.
-        name: of the recipe.
+        child: the command that estimates the same run in its own process, used for each batch size.
+        name: the recipe's name.
     """
     from engine.device import choose_device
 
@@ -57,7 +57,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
 
 
 def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
-    """The estimate as numbers: bytes, seconds, operations."""
+    """The estimate as numbers: bytes, seconds, FLOPs."""
     evaluation, flops = measured.evaluation_seconds, measured.training_flops
     parts = measured.stages
     stored = checkpoints_kept(measured.saves, config.keep_last, config.keep_every)
@@ -147,7 +147,7 @@ def _measured_memory(memory: dict[str, int], device: str) -> str:
 
 
 def _steps(numbers: dict[str, Any]) -> str:
-    """How many, and of max_seconds and the number of steps that which ends the run."""
+    """The number of steps, and whether max_seconds or the steps end the run."""
     total, planned, within = (numbers[key] for key in ("total_steps", "planned_steps", "budget_steps"))
     shortened = f"{planned:,} of {total:,} (max_steps)" if planned < total else f"{planned:,}"
     if within is None:
@@ -187,7 +187,7 @@ def _flops(count: float) -> str:
 
 
 def print_trials(trials: list[Trial], key: str) -> None:
-    """The table of batch sizes, and which to take. Raises: UsageError when none works."""
+    """Print the table of batch sizes and the recommended one. Raises: UsageError if none works."""
     print_rank0(f"\n{key:<20}{'examples/s':>12}{'peak memory':>14}")
     for trial in trials:
         if trial.reason:

@@ -1,1 +1,1 @@
-"""What this machine and this installation have for training: `scripts/doctor.py`."""
+"""Describes this machine and installation for `scripts/doctor.py`."""

@@ -1,4 +1,4 @@
-"""What torch can do here: device and dtype of a run, attention kernels, torch.compile. Each is tried."""
+"""Tests what torch can do here: device and dtype of a run, attention kernels, torch.compile."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ KERNELS = {
 
 
 def device_facts(*, compiler: bool) -> dict[str, Any]:
-    """Device and dtype of `device=auto`, threads, GPUs, attention kernels; with `compiler` whether torch.compile works
-    ("fault": None) or what it lacks, which takes seconds to try."""
+    """Device and dtype of `device=auto`, threads, GPUs and attention kernels; with `compiler`, which takes seconds,
+    also whether torch.compile works ("fault": None) or why it does not."""
     choice = choose_device("auto")
     return {
         "device": str(choice.device),
@@ -43,8 +43,8 @@ def _gpu(number: int) -> dict[str, Any]:
 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Which kernels behind attention=auto run at the shape [1, 4, 16, 32], and why attention=flash cannot be asked
-    for (None: it can)."""
+    """Kernels of attention=auto that run at the shape [1, 4, 16, 32], and why attention=flash cannot be used (None if
+    it can)."""
     query = torch.zeros(1, 4, 16, 32, device=device, dtype=dtype)
     run = []
     for name, backend in KERNELS.items():

@@ -1,4 +1,4 @@
-"""All facts of a bug report in one go, their text, and the problems among them."""
+"""Collects all facts for a bug report, formats them, and lists problems."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from reports.machine.installation import extras, home_shortened, packages, pytho
 from reports.machine.places import counts_in_words, data_sets, disks, missing_data, readable_size
 
 SMALLEST_FREE = 2_000_000_000
-"""Bytes that a disk should have left: checkpoints of a model of 7 M weights take 0.1 GB each, torch's caches 1 GB."""
+"""Bytes that a disk should have free: checkpoints of 7 M parameters take 0.1 GB each, torch's caches 1 GB."""
 
 INSTALL = "pip install -c constraints.txt -e ."
 
 
 def examine(*, compiler: bool = True) -> dict[str, Any]:
-    """Every fact, JSON-ready, and `problems`, one line each; `compiler` tries torch.compile, which takes seconds."""
+    """All facts as JSON values, and `problems`, one line each; `compiler` tries torch.compile, which takes seconds."""
     facts: dict[str, Any] = {**python_facts(), "packages": packages(), "extras": extras(), "disks": disks()}
     try:
         from reports.machine.device import device_facts
 
         facts["torch"] = device_facts(compiler=compiler)
-    except (ImportError, OSError, RuntimeError) as error:  # no torch, one of another system, a driver that fails
+    except (ImportError, OSError, RuntimeError) as error:  # no torch, one for another system, a failing driver
         facts["torch"] = {"fault": f"{type(error).__name__}: {error}"}
     try:
         data = data_sets()
@@ -53,7 +53,7 @@ def _problems(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """What the command prints: `label  value` lines that can be pasted into a bug report as they are."""
+    """The output of the command: `label  value` lines that can be pasted into a bug report."""
     lines = [f"{label:<12}{value}" for label, value in _lines(facts)]
     return home_shortened("\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""What is installed, and the machine itself: the standard library is enough to answer, whatever else is missing."""
+"""Describes the machine and installed packages with the standard library only, whatever else is missing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ VARIABLES = (
     "WORLD_SIZE",
     "SLURM_JOB_ID",
 )
-"""Environment variables that change what a run does; no other is shown, because others hold keys."""
+"""Environment variables that change what a run does; others are not shown, as they may hold secrets."""
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<extras>[\w,]+)\])?(?P<bounds>[^;]*)")
 
 
@@ -73,7 +73,7 @@ def packages() -> dict[str, dict[str, Any]]:
 
 
 def extras() -> dict[str, dict[str, Any]]:
-    """Name of each extra -> {"adds", "installed" (package -> version), "missing" (what it would add), "install"}."""
+    """Name of each extra -> {"adds", "installed" (package -> version), "missing" (packages), "install" (command)}."""
     declared = _project().get("optional-dependencies", {})
     extras = {}
     for extra in declared:
@@ -88,7 +88,7 @@ def extras() -> dict[str, dict[str, Any]]:
 
 
 def home_shortened(text: str) -> str:
-    """Text in which the home folder is `~`: what is pasted in public need not name its user."""
+    """Text with the home folder as `~`, so that what is pasted in public does not name the user."""
     home = os.path.expanduser("~")
     return text.replace(home, "~") if len(home) > 1 else text
 
@@ -101,7 +101,7 @@ def _project() -> dict[str, Any]:
 
 
 def _requirements(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """(package, bounds) of requirements; one that names extras of this project stands for what they require."""
+    """(package, bounds) of requirements; one that names extras of this project is replaced by theirs."""
     for line in lines:
         if (match := REQUIREMENT.match(line)) is None:
             continue
@@ -121,7 +121,7 @@ def _package(name: str, bounds: str) -> dict[str, Any]:
 
 
 def _within(version: str, bounds: str) -> bool:
-    """Whether a version meets bounds such as `>=1.3.5,<1.4`, the only two kinds that pyproject.toml uses."""
+    """Whether a version meets bounds such as `>=1.3.5,<1.4`; pyproject.toml uses only these two operators."""
     for kind, bound in re.findall(r"(>=|<)([\d.]+)", bounds):
         if (_numbers(version) >= _numbers(bound)) != (kind == ">="):
             return False
@@ -145,7 +145,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system has it."""
+    """The processor's name as the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -154,7 +154,7 @@ def cpu_name() -> str:
 
 
 def _memory() -> int | None:
-    """Bytes of main memory; None where the system does not report it."""
+    """Bytes of main memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Disk and data: free space, locks and links where runs are written, and the data sets that are here or can be made."""
+"""Describes disks and data: free space, locks and links where runs are written; existing and missing data sets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 DATA = Path("data")
 WRITTEN = (DATA, Path("checkpoints"), Path("out"))
-"""Folders that commands write to, below the working directory."""
+"""Folders below the working directory to which commands write."""
 
 
 def disks() -> dict[str, dict[str, Any]]:
-    """Folder -> free bytes and what its file system refuses; folders on one disk are one entry."""
+    """Folder -> free bytes and what its file system refuses; folders on the same disk share an entry."""
     disks: dict[int, dict[str, Any]] = {}
     for place in WRITTEN:
         there = next(one for one in (place, *place.absolute().parents) if one.is_dir())
@@ -29,7 +29,7 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def _refused(folder: Path) -> list[str]:
-    """Which of writing, locks and symbolic links the folder refuses; a temporary folder is made there and removed."""
+    """Which of writing, locks and symbolic links a folder refuses, tested in a temporary folder in it."""
     try:
         place = tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-")
     except OSError as error:
@@ -51,7 +51,7 @@ def _refused(folder: Path) -> list[str]:
 
 
 def data_sets() -> list[dict[str, Any]]:
-    """Each data set below data/: its path, source, counts and hash, or what is wrong with it. Raises: ImportError."""
+    """Path, source, counts and hash of each data set below data/, or what is wrong with it. Raises: ImportError."""
     from dataset.catalog import describe
     from engine.errors import UsageError
 
@@ -63,7 +63,7 @@ def data_sets() -> list[dict[str, Any]]:
             card = describe(place)
         except UsageError as error:
             cards.append({"path": str(place), "fault": str(error)})
-        except (OSError, ValueError, KeyError, TypeError) as error:  # files of others: one bad set hides no other
+        except (OSError, ValueError, KeyError, TypeError) as error:  # one damaged data set must not hide the others
             cards.append({"path": str(place), "fault": f"{type(error).__name__}: {error}"})
         else:
             kept = ("path", "source", "counts", "content_hash", "stand_in", "modified")
@@ -72,7 +72,7 @@ def data_sets() -> list[dict[str, Any]]:
 
 
 def missing_data(cards: list[dict[str, Any]]) -> dict[str, str]:
-    """Published data sets that are not here -> the command that makes them. Raises: ImportError."""
+    """Published data sets that do not exist -> the command that builds them. Raises: ImportError."""
     from dataset.catalog import PUBLISHED, build_command
 
     here = {Path(one["path"]).name for one in cards}

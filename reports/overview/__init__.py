@@ -1,1 +1,1 @@
-"""Any runs side by side: a page (`scripts/report.py`), or tables on the terminal (`scripts/compare_runs.py`)."""
+"""Compares any runs on a page (`scripts/report.py`), or in tables on the terminal (`scripts/compare_runs.py`)."""

@@ -1,4 +1,4 @@
-"""What the commands that put runs side by side are asked for."""
+"""Command-line arguments of the commands that compare runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which runs, by what they are compared, and with which one."""
+    """Add the arguments for the runs, the metric and the baseline."""
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps, job files"
     )

@@ -1,6 +1,6 @@
-"""Curves over training as SVG: faint as they were logged, strong smoothed. The page can smooth them anew.
+"""Curves over training as SVG: logged values faint, smoothed ones strong. The page can change the smoothing.
 
-Points of a line that is longer than `MOST` are means over pieces of equal length. Histograms of halting steps are drawn
+Lines of more than `MOST` points are reduced to means over pieces of equal length. Histograms of halting steps are drawn
 as they are.
 """
 
@@ -18,9 +18,9 @@ from reports.plots import Axis
 
 Points = Sequence[tuple[float, float]]
 MOST, CHARTS = 400, 12
-"""Points of a line; charts of a page where nobody chose."""
+"""Most points of a line; most charts of a page without --curves."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400.0, 250.0, 52.0, 10.0, 10.0, 26.0
-"""Of a chart, in units that are pixels on a narrow screen; margins for the axes."""
+"""Size of a chart and its margins for the axes, in pixels on a narrow screen."""
 LINES = (
     ("#2f62c9", "#7fb0ff"),
     ("#b03a00", "#ff9a5c"),
@@ -44,14 +44,14 @@ USUAL = (
     r"train/steps",
     r"(train|val|eval)/\w+",
 )
-"""Which metrics are drawn first, as patterns in order of interest."""
+"""Patterns of the metrics drawn by default, in order of interest."""
 HALTED = re.compile(r"((?:train|val|eval)(?:/[^/]+)?/halted)_step_(\d+)")
-"""Metrics that are the bars of one histogram, by the ACT step."""
+"""Metrics that form one histogram over ACT steps."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run in one chart: its cell's number, and its points."""
+    """A run in a chart: the index of its cell, and its points."""
 
     name: str
     cell: int
@@ -59,7 +59,7 @@ class Line:
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """The exponential mean with `weight` on the past, without the pull to zero at the start (Adam's correction)."""
+    """The exponential moving average with `weight` on the past, with Adam's bias correction."""
     mean, total, smoothed = 0.0, 0.0, []
     for value in values:
         mean, total = weight * mean + (1 - weight) * value, weight * total + 1 - weight
@@ -68,17 +68,17 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
 
 
 def thin(points: Points) -> list[tuple[float, float]]:
-    """At most `MOST` points, means of neighbours."""
+    """At most `MOST` points, as means of neighbours."""
     size = -(-len(points) // MOST)
     pieces = [points[start : start + size] for start in range(0, len(points), max(1, size))]
     return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
 
 
 def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(drawn, left out): the metrics that match `patterns` (regular expressions), or the usual ones up to `CHARTS`; the
-    metric that cells are compared by stands first. Metrics of time have their own place.
+    """(drawn, left out): the metrics that match `patterns` (regular expressions), or else up to `CHARTS` of the usual
+    ones, beginning with the metric of the comparison. Metrics of time are drawn elsewhere.
 
-    Raises: UsageError where there are metrics, and no pattern matches one.
+    Raises: UsageError if there are metrics and no pattern matches one.
     """
     lengths: dict[str, int] = {}
     for name, points in (pair for run in overview.runs for pair in run.curves.items()):
@@ -99,7 +99,7 @@ def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[st
 
 
 def _is_flat_zero(overview: Overview, name: str) -> bool:
-    """A count that stayed at zero, such as skipped steps, is not a curve worth drawing."""
+    """Whether a metric is always zero, such as a count of skipped steps: it is not worth drawing."""
     return not any(value for run in overview.runs for _, value in run.curves.get(name, ()))
 
 
@@ -115,8 +115,8 @@ def lines_of(overview: Overview, metric: str) -> list[Line]:
 
 
 def histograms(overview: Overview) -> dict[str, list[Line]]:
-    """Name -> the newest histogram of each run that has one: points (ACT step, share of the rows that halted at it)."""
-    made: dict[str, list[Line]] = {}
+    """Name -> the newest histogram of each run that has one: points (ACT step, share of rows that halted at it)."""
+    result: dict[str, list[Line]] = {}
     numbers = {name: number for number, name in enumerate(overview.names)}
     for run, cell in zip(overview.runs, overview.cell_names, strict=True):
         bars: dict[str, list[tuple[float, float]]] = {}
@@ -124,8 +124,8 @@ def histograms(overview: Overview) -> dict[str, list[Line]]:
             if points and (match := HALTED.fullmatch(name)):
                 bars.setdefault(match[1], []).append((float(match[2]), points[-1][1]))
         for name, shares in bars.items():
-            made.setdefault(name, []).append(Line(run.name, numbers[cell], sorted(shares)))
-    return {name: sorted(lines, key=lambda line: line.cell) for name, lines in sorted(made.items())}
+            result.setdefault(name, []).append(Line(run.name, numbers[cell], sorted(shares)))
+    return {name: sorted(lines, key=lambda line: line.cell) for name, lines in sorted(result.items())}
 
 
 def draw_histogram(title: str, lines: Sequence[Line]) -> str:
@@ -146,9 +146,9 @@ def draw_histogram(title: str, lines: Sequence[Line]) -> str:
 
 
 def draw_chart(title: str, lines: Sequence[Line], smoothing: float) -> tuple[str, dict[str, Any]]:
-    """(HTML of the chart, what the page's script needs to smooth it anew).
+    """(HTML of the chart, data with which the page's script smooths it again).
 
-    Raises: ValueError where there is no line.
+    Raises: ValueError if there is no line.
     """
     across = Axis([x for line in lines for x, _ in line.points], LEFT, WIDTH - LEFT - RIGHT)
     up = Axis(_shown_values(lines, smoothing), HEIGHT - BOTTOM, TOP + BOTTOM - HEIGHT)
@@ -174,7 +174,7 @@ def draw_chart(title: str, lines: Sequence[Line], smoothing: float) -> tuple[str
 
 
 def _grid(across: Axis, up: Axis) -> str:
-    """The lines of round values, and the numbers of both axes."""
+    """The grid lines at round values, and the numbers of both axes."""
     grid = "".join(
         f'<path class="hair" d="M{LEFT} {up(tick):.1f}H{WIDTH - RIGHT}"/>'
         f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{_tick(tick, up)}</text>'
@@ -192,7 +192,7 @@ def _style(line: Line) -> str:
 
 
 def _shown_values(lines: Sequence[Line], smoothing: float) -> list[float]:
-    """What the axis has to hold: smoothed lines, and what was logged but for its wildest hundredth."""
+    """The values that the axis must contain: smoothed lines, and logged values without the extreme 1 % at each end."""
     logged = sorted(y for line in lines for _, y in line.points)
     cut = len(logged) // 100
     smoothed = [y for line in lines for y in smooth([y for _, y in line.points], smoothing)]
@@ -209,12 +209,12 @@ def _path(xs: Sequence[float], ys: Any) -> str:
 
 
 def line_colours() -> Mapping[str, tuple[str, str]]:
-    """CSS variables of the cells."""
+    """CSS variables of the cells' colours."""
     return {f"line-{number}": pair for number, pair in enumerate(LINES)}
 
 
 def draw_strip(values: Sequence[float], interval: tuple[float, float] | None, axis: Axis, cell: int) -> str:
-    """One sample on an axis that all rows share: a dot for each seed, its mean, its interval."""
+    """A sample on an axis shared by all rows: a dot for each seed, the mean, the interval."""
     bar = ""
     if interval:
         low, high = (max(axis.start, min(axis.start + axis.length, axis(end))) for end in interval)

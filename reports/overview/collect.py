@@ -1,7 +1,7 @@
-"""What a report on any runs is about: the runs, finished or not, their cells, and the differences between cells.
+"""Collects the contents of a report on any runs: runs, finished or not, their cells, and differences between cells.
 
-A cell has the runs that differ in nothing but the seed. Other cells are compared with one of them, the reference, over
-the seeds that both have.
+A cell has the runs that differ only in the seed. One cell is the reference, with which the others are compared over the
+seeds that both have.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from reports.runs import Run, curves, is_run_folder, read_run, run_folders_below
 from reports.study import Cell, Comparison, Study, compare, comparison_warnings, group, leaves
 
 LONGEST = 80
-"""Characters of a cell's name; where more settings differ than that, the table of settings is the better place."""
+"""Most characters of a cell's name; if more settings differ, the table of settings shows them."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as its folder shows it, finished or not."""
+    """A run as read from its folder, finished or not."""
 
     path: Path
     name: str
     config: Mapping[str, Any]
-    """As resolved at its start."""
+    """The config as resolved at its start."""
     entry: str
-    """The script that it is of."""
+    """Its entry script."""
     settings: Mapping[str, Any]
-    """Dotted key -> value: what makes it the experiment that it is, whatever its seed."""
+    """Dotted key -> value of the settings that define the experiment, without the seed."""
     curves: Mapping[str, list[tuple[int, float]]]
     """Metric -> (step, value)."""
     status: Mapping[str, Any]
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     finished: Run | None = None
-    """With its final evaluation; None where it has none yet."""
+    """The run with its final evaluation; None if it has none yet."""
 
     @property
     def seed(self) -> Any:
@@ -54,7 +54,7 @@ class RunView:
         return str(self.status.get("state", "unknown"))
 
     def typical(self, metric: str) -> float | None:
-        """The median of a metric over the run's lines."""
+        """The median of a metric over the run's metrics.jsonl."""
         points = self.curves.get(metric)
         return median(value for _, value in points) if points else None
 
@@ -66,17 +66,17 @@ class RunView:
 
     @property
     def stand_in(self) -> bool:
-        """Whether data of another origin stood in for some that its config names."""
+        """Whether stand-in data replaced some of the data that its config names."""
         return any(card.get("stand_in") for card in self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverviewStudy(Study):
-    """Cells by all settings that differ, compared with one reference cell whatever else differs between them."""
+    """Cells by all settings that differ, all compared with one reference cell."""
 
     no_baseline: str = "no cell to compare with has a final evaluation"
     known: Mapping[str, str] = field(default_factory=dict)
-    """Settings, as `key_of` writes them, -> name of the cell; unfinished runs count for the names."""
+    """Settings, as text by `key_of`, -> name of the cell, including cells of unfinished runs."""
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Path of a run -> its settings."""
     reference: str = ""
@@ -96,7 +96,7 @@ class OverviewStudy(Study):
 
 @dataclass(frozen=True)
 class Overview:
-    """Everything that is shown."""
+    """The contents of a report."""
 
     runs: Sequence[RunView]
     cell_names: Sequence[str]
@@ -106,10 +106,10 @@ class Overview:
     """`max` or `min`: which way the metric is better."""
     reference: str
     cells: Sequence[Cell]
-    """Those with finished runs; the reference stands first."""
+    """Cells with finished runs, the reference first."""
     compared: Mapping[str, Comparison]
     notes: Sequence[str]
-    """What was left out, and what makes cells hard to compare."""
+    """Notes on runs that were left out, and on differences that make cells hard to compare."""
 
     @property
     def names(self) -> list[str]:
@@ -121,7 +121,7 @@ class Overview:
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """Settings as one text, equal for equal ones."""
+    """Settings as text, the same for equal settings."""
     return repr(sorted(settings.items()))
 
 
@@ -129,11 +129,11 @@ def collect(places: Sequence[Path], *, metric: str | None = None, baseline: str 
     """Read the runs at `places`: run folders, folders of them, folders of sweeps.
 
     Args:
-        metric: what cells are compared by; default: the figure that most runs report at their end.
-        baseline: the run or cell that others are compared with; default: the first.
+        metric: the metric of the comparison; default: the figure that most runs report at their end.
+        baseline: the run or cell with which others are compared; default: the first.
 
     Raises:
-        UsageError: no such place, no run there, no run with `metric`, or none that `baseline` names.
+        UsageError: a place does not exist or has no run, no run has `metric`, or `baseline` is none of them.
     """
     folders = _folders(places)
     read = [(folder, view) for folder in folders for view in [_read(folder, folders)]]
@@ -154,7 +154,7 @@ def collect(places: Sequence[Path], *, metric: str | None = None, baseline: str 
     compared = compare(cells, metric, study) if metric else {}
     if cells:
         notes += [*unfinished, *twice, *comparison_warnings(cells, study)] if len(views) > 1 else unfinished
-    alone = len(views) == 1  # of finished runs that are compared comparison_warnings says it
+    alone = len(views) == 1  # comparison_warnings reports it for finished runs that are compared
     if stand_in := [view.name for view in views if view.stand_in and (alone or not view.finished)]:
         notes.append(f"on stand-in data (stand_in: true): {', '.join(stand_in)}")
     return Overview(views, cell_names, metric, goal, reference, cells, compared, notes)
@@ -199,8 +199,8 @@ def _read(path: Path, folders: Sequence[Path]) -> RunView | None:
 
 
 def _cell_names(views: Sequence[RunView]) -> list[str]:
-    """What the cell of each run is called: what differs among the runs of its script, or, where that is longer than
-    `LONGEST`, its first run."""
+    """The name of each run's cell: the settings that differ among the runs of its script, or the name of its first run
+    if they are longer than `LONGEST`."""
     names: dict[Path, str] = {}
     entries = dict.fromkeys(view.entry for view in views)
     for entry in entries:
@@ -212,15 +212,15 @@ def _cell_names(views: Sequence[RunView]) -> list[str]:
     return [names[view.path] for view in views]
 
 
-def _metric(views: Sequence[RunView], asked: str | None) -> tuple[str | None, str]:
-    """The metric and its better direction. A run selects by `val/x` and reports `eval/x`, where it has both."""
+def _metric(views: Sequence[RunView], requested: str | None) -> tuple[str | None, str]:
+    """The metric and its better direction. A run that has both selects by `val/x` and reports `eval/x`."""
     results = [view.summary["results"] for view in views if isinstance(view.summary.get("results"), dict)]
     known = {name for each in results for name in each}
     named = Counter((str(v.summary["name"]), str(v.summary.get("goal"))) for v in views if "name" in v.summary)
-    if asked is not None:
-        name = asked if asked in known else f"eval/{asked}"
+    if requested is not None:
+        name = requested if requested in known else f"eval/{requested}"
         if name not in known:
-            raise UsageError(f"--metric {asked}: no run ended with it: {did_you_mean(asked, sorted(known))}")
+            raise UsageError(f"--metric {requested}: no run ended with it: {did_you_mean(requested, sorted(known))}")
         last = name.rpartition("/")[2]
         goals = [goal for (one, goal) in named if one.rpartition("/")[2] == last]
         return name, goals[0] if goals else "min" if "loss" in last else "max"
@@ -232,7 +232,7 @@ def _metric(views: Sequence[RunView], asked: str | None) -> tuple[str | None, st
 
 
 def _finish(views: Sequence[RunView], metric: str | None) -> tuple[list[RunView], list[str]]:
-    """The runs with their final results where they have them, and a line for each that has not."""
+    """The runs with their final results if they have them, and a note for each that has none."""
     done, left = [], []
     for view in views:
         try:
@@ -247,21 +247,22 @@ def _finish(views: Sequence[RunView], metric: str | None) -> tuple[list[RunView]
     return done, left
 
 
-def _reference(views: Sequence[RunView], cell_names: Sequence[str], asked: str | None) -> str:
-    if asked is None:
+def _reference(views: Sequence[RunView], cell_names: Sequence[str], baseline: str | None) -> str:
+    if baseline is None:
         ended = (name for view, name in zip(views, cell_names, strict=True) if view.finished)
         return next(ended, cell_names[0])
     for view, name in zip(views, cell_names, strict=True):
-        if asked in (name, view.name, str(view.path)) or Path(asked).absolute() == view.path.absolute():
+        if baseline in (name, view.name, str(view.path)) or Path(baseline).absolute() == view.path.absolute():
             return name
     choices = dict.fromkeys([*(view.name for view in views), *cell_names])
-    raise UsageError(f"--baseline {asked}: expected a run or a cell of this report: {did_you_mean(asked, choices)}")
+    hint = did_you_mean(baseline, choices)
+    raise UsageError(f"--baseline {baseline}: expected a run or a cell of this report: {hint}")
 
 
 def differing(overview: Overview) -> dict[str, dict[str, str]]:
-    """Key -> cell -> value as text, for the keys that are not the same in all cells; absent ones are `null`.
+    """Key -> cell -> value as text, for the keys that differ between cells; absent ones are `null`.
 
-    Where runs are of several scripts, only keys that all of these have are compared.
+    If the runs are of several scripts, only keys that all of them have are compared.
     """
     settings = dict(zip(overview.cell_names, (run.settings for run in overview.runs), strict=True))
     of_script: dict[str, set[str]] = {}

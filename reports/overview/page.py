@@ -1,4 +1,4 @@
-"""The report as one static HTML page, section by section. Pictures are inside it; it loads nothing."""
+"""The report as one static HTML page that loads nothing; pictures are embedded."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from reports.plots import Axis
 from reports.tables import Table
 
 MARK = "Loopforge report"
-"""Stands within the first bytes of every report."""
+"""Mark in the first bytes of every report."""
 SAMPLE, PICTURES, LARGEST_PICTURE = 2_000, 2, 4_000_000
-"""Characters of a text sample, pictures that a run holds, bytes of one; what is more stays in the run."""
+"""Most characters of a text sample, most pictures of a run, most bytes of a picture."""
 Drawings = Mapping[Path, Sequence[tuple[str, bytes]]]
-"""Folder of a run -> (caption, PNG) of pictures that were drawn for this page."""
+"""Folder of a run -> (caption, PNG) of pictures drawn for this page."""
 Verdicts = Mapping[Path, tuple[str, Sequence[str]]]
-"""Folder of a run -> (PASS, WARN or FAIL; the lines of what is wrong)."""
+"""Folder of a run -> (PASS, WARN or FAIL; a line for each fault)."""
 
 
 def report_page(
@@ -54,11 +54,11 @@ def report_page(
     """The whole page.
 
     Args:
-        metrics: patterns of curves to draw.
+        metrics: patterns of the curves to draw.
         smoothing: weight of the past, in [0, 1).
-        pictures: whether to show those in the runs, and `drawings` beside them.
-        notes: beside those of the overview.
-        place: the folder of the page; pages in the runs are linked from it.
+        pictures: whether to show pictures in the run folders; `drawings` are always shown.
+        notes: further notes, after those of the overview.
+        place: the folder of the page, from which pages in the runs are linked.
     """
     drawn, left_out = chosen_metrics(overview, metrics)
     times = [name for name in ("time/step_ms", "time/tokens_per_s", "time/examples_per_s") if _has(overview, name)]
@@ -77,7 +77,7 @@ def report_page(
             _legend(overview) + _slider(smoothing) + f'<div class="charts">{curves}</div>{more * bool(left_out)}',
         ),
         ("Throughput", f'<div class="charts">{speeds}</div>' if speeds else ""),
-        # behind the charts that the script smooths: it counts them from the top of the page
+        # after the charts that the script smooths, which it counts from the top of the page
         ("Halting", f'<div class="charts">{halting}</div>' if halting else ""),
         ("Samples and thinking", "".join(_samples(overview, pictures, drawings or {}, place))),
         ("Data", "".join(_cards(overview))),
@@ -116,7 +116,7 @@ def _facts(overview: Overview) -> list[tuple[str, str]]:
 
 
 def table_html(table: Table, strips: Sequence[str] = ()) -> str:
-    """A table that scrolls sideways where it has to; `strips` are HTML of a further last column."""
+    """A table that scrolls sideways if needed; `strips`: HTML of an additional last column."""
     head = "".join(f"<th>{escape(column.heading)}</th>" for column in table.columns) + "<th></th>" * bool(strips)
     rows = ""
     for number, row in enumerate(table.rows):
@@ -129,7 +129,7 @@ def table_html(table: Table, strips: Sequence[str] = ()) -> str:
 
 
 def _commands(overview: Overview) -> str:
-    """The command of each run, to be copied."""
+    """The command of each run, for copying."""
     items = ""
     for run in overview.runs:
         words = run.environment.get("command")
@@ -185,7 +185,7 @@ def _slider(smoothing: float) -> str:
 
 
 def _samples(overview: Overview, pictures: bool, drawings: Drawings, place: Path | None) -> Iterator[str]:
-    """Of each run the text that it wrote last, pictures, and links to the pages in it."""
+    """The newest text sample of each run, its pictures, and links to its pages."""
     for run in overview.runs:
         shown = [(path.stem.replace("_", " "), path.read_bytes()) for path in pictures_of(run)] if pictures else []
         shots = "".join(_picture(name, png) for name, png in (*shown, *drawings.get(run.path, ())))
@@ -195,7 +195,7 @@ def _samples(overview: Overview, pictures: bool, drawings: Drawings, place: Path
 
 
 def pictures_of(run: RunView) -> list[Path]:
-    """Pictures in the run (of visualize.py, of train_animal.py), the newest first."""
+    """Pictures in the run folder (of visualize.py and train_animal.py), the newest first."""
     pictures = [path for path in run.path.glob("*.png") if path.is_file() and path.stat().st_size <= LARGEST_PICTURE]
     return sorted(pictures, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:PICTURES]
 
@@ -207,7 +207,7 @@ def _picture(name: str, png: bytes) -> str:
 
 
 def _links(run: RunView, place: Path) -> str:
-    """To the pages of visualize.py and train_animal.py in the run, by their path from this page."""
+    """Links to the pages of visualize.py and train_animal.py in the run, relative to this page."""
     files = sorted([*run.path.glob("*.html"), *run.path.glob("evaluations/*.html")])
     links = [
         f'<a href="{escape(quote(os.path.relpath(file.absolute(), place)))}">{escape(file.name)}</a>' for file in files

@@ -1,4 +1,4 @@
-"""The tables of a report, for page and terminal: runs, cells compared, settings that differ, final figures."""
+"""The tables of a report, for page and terminal: runs, comparison of cells, settings that differ, final figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATES = {"time/examples_per_s": "examples/s", "time/tokens_per_s": "tokens/s"}
 
 
 def run_table(overview: Overview) -> Table:
-    """One row a run: its cell, how it stands, its figure, its speed; and where it ran, where that is not the same."""
+    """A row for each run: its cell, state, figure and speed; and where it ran, if that differs."""
     rates = [name for name in RATES if any(name in run.curves for run in overview.runs)]
     columns = [Column("run"), Column("cell"), Column("seed"), Column("state"), Column("step")]
     columns += [Column(overview.metric or "metric", "number", 4), Column("best", "number", 4)]
@@ -41,19 +41,19 @@ def run_table(overview: Overview) -> Table:
 
 
 def places_of(run: RunView) -> dict[str, str]:
-    """What a run ran on."""
+    """torch version, device and commit of a run."""
     torch = str(run.environment.get("torch", "-"))
     return {"torch": torch, "device": device_of(run), "commit": commit_of(run) or "-"}
 
 
 def places_in_common(overview: Overview) -> dict[str, str]:
-    """What all runs ran on."""
+    """The entries of `places_of` that all runs share."""
     places = [places_of(run) for run in overview.runs]
     return {name: value for name, value in places[0].items() if all(place[name] == value for place in places)}
 
 
 def comparison_table(overview: Overview) -> Table:
-    """One row a cell: mean over seeds with its 95 % interval, and the paired difference from the reference."""
+    """A row for each cell: mean over seeds with its 95 % interval, and the paired difference from the reference."""
     columns = [Column("cell"), Column("seeds"), Column("mean", "number", 4), Column("95 %", "interval", 4)]
     table = Table([*columns, Column("difference", "number", 4, signed=True), Column("95 % of it", "interval", 4)])
     for name, each in overview.compared.items():
@@ -64,7 +64,7 @@ def comparison_table(overview: Overview) -> Table:
 
 
 def difference_table(overview: Overview) -> Table:
-    """The settings that are not the same in all cells, one row a key; one row a cell where there are more cells."""
+    """The settings that differ between cells: a row for each key, or for each cell if there are many cells."""
     rows, cells = differing(overview), overview.names
     if len(cells) > max(4, len(rows)):
         table = Table([Column("cell"), *(Column(key) for key in rows)])
@@ -78,7 +78,7 @@ def difference_table(overview: Overview) -> Table:
 
 
 def result_table(overview: Overview) -> Table:
-    """Every figure of the final evaluations, one column a run."""
+    """Every figure of the final evaluations, with a column for each run."""
     runs = [run for run in overview.runs if run.finished]
     table = Table([Column("figure"), *(Column(run.name, "number", 4) for run in runs)])
     for name in dict.fromkeys(name for run in runs if run.finished for name in run.finished.results):
@@ -96,7 +96,7 @@ def device_of(run: RunView) -> str:
 
 
 def commit_of(run: RunView) -> str | None:
-    """`1944a09`, with a plus sign where files had been changed."""
+    """`1944a09`, with a plus sign if files had been changed."""
     git = _part(run.environment, "git")
     return f"{str(git['commit'])[:7]}{'+' * bool(git.get('diff'))}" if "commit" in git else None
 
@@ -111,7 +111,7 @@ def _number(value: Any) -> float | None:
 
 
 def as_text(overview: Overview) -> str:
-    """All tables for a terminal, with what they have in common and the notes."""
+    """All tables as text for a terminal, with the notes."""
     places = "; ".join(f"{name} {value}" for name, value in places_in_common(overview).items())
     parts = [run_table(overview).markdown() + (f"\nall on: {places}" if places else "")]
     if overview.metric and len(overview.names) + len(overview.runs) > 2:

@@ -1,4 +1,4 @@
-"""What a speedrun leaves: a record, one JSON line in docs/results/speedruns.jsonl, and its row in the page there."""
+"""The record of a speedrun: a JSON line in docs/results/speedruns.jsonl, and a row in the page next to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEAD = "| track | date | commit | hardware | seeds | result | training steps, FL
 
 
 def seed_result(track: Track, run: Path) -> dict[str, Any]:
-    """What one finished run reached. Raises: UsageError where the run lacks what counts."""
+    """The result of one finished run. Raises: UsageError if it lacks the track's metric."""
     summary = read_json(run / "summary.json")
     step, final = summary.get("step"), (summary.get("results") or {}).get(track.metric)
     if type(step) is not int or final is None:
@@ -54,13 +54,13 @@ def seed_result(track: Track, run: Path) -> dict[str, Any]:
 
 
 def _reached(track: Track, run: Path) -> tuple[dict[float, int | None], TrainingPlan]:
-    """(target -> the first checkpoint's step that reaches it, the run's plan)."""
+    """(target -> step of the first checkpoint that reaches it, plan of the run)."""
     reached: dict[float, int | None] = dict.fromkeys(track.targets)
     saved = sorted((run / "checkpoints").glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
     if not saved:
         raise UsageError(f"{run} has no checkpoint")
     for folder in saved if track.targets else saved[-1:]:
-        with contextlib.redirect_stdout(io.StringIO()):  # what device it is, each time
+        with contextlib.redirect_stdout(io.StringIO()):  # the device would be printed each time
             opened = open_checkpoint(folder)
         if missing := [target for target, at in reached.items() if at is None]:
             value = opened.plan.task.evaluate(final=True)[track.metric]
@@ -71,7 +71,7 @@ def _reached(track: Track, run: Path) -> tuple[dict[float, int | None], Training
 
 
 def make_record(track: Track, commands: Mapping[int, Sequence[str]], runs: Mapping[int, Path]) -> dict[str, Any]:
-    """The record of finished runs, one for each seed. Raises: UsageError."""
+    """The record of finished runs, one per seed. Raises: UsageError."""
     about = read_json(next(iter(runs.values())) / "environment.json") or describe_environment()
     git = about.get("git") or {}
     return {
@@ -88,7 +88,7 @@ def make_record(track: Track, commands: Mapping[int, Sequence[str]], runs: Mappi
 
 
 def add_record(record: Mapping[str, Any], folder: Path) -> None:
-    """Append to the lines in `folder`, and write the table of the page there anew. Raises: UsageError."""
+    """Append a record to the lines in `folder`, and rewrite the table of the page there. Raises: UsageError."""
     lines, page = folder / LINES, folder / PAGE
     try:
         before = lines.read_text() if lines.exists() else ""
@@ -113,7 +113,7 @@ def _records(text: str, file: Path) -> list[dict[str, Any]]:
 
 
 def row(record: Mapping[str, Any]) -> str:
-    """One line of the table."""
+    """The table row of a record."""
     seeds = record["seeds"].values()
     commit = (record["commit"] or "-")[:7] + (" with changes" if record["changed"] else "")
     results = [_target(target, [seed["reached"][target] for seed in seeds]) for target in next(iter(seeds))["reached"]]
@@ -136,7 +136,7 @@ def _target(target: str, reached: Sequence[Mapping[str, Any] | None]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Median, and the ends where they differ."""
+    """The median, with the range unless all values are equal."""
     if not values:
         return "-"
     low, middle, high = (f"{value:.4g}" for value in (min(values), statistics.median(values), max(values)))

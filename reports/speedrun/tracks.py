@@ -1,4 +1,4 @@
-"""The tracks: each is one command for each seed, a plain launch of an entry script, and the metric that counts."""
+"""The tracks: each has a command per seed, a plain launch of an entry script, and the metric that counts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from engine.registry import ROOT
 
 @dataclass(frozen=True)
 class Track:
-    """With `targets` the first step and the CPU time count at which `metric` reaches each, searched in all
-    checkpoints of a run; without them its value at the end counts."""
+    """A speedrun track. With `targets`, the first step and the CPU time count at which `metric` reaches each, searched
+    in all checkpoints of a run; without targets, its final value counts."""
 
     name: str
     words: tuple[str, ...]
-    """The script, and its arguments but for seed and folder."""
+    """The script and its arguments, without seed and folder."""
     metric: str
     seeds: tuple[int, ...] = (0,)
     targets: tuple[float, ...] = ()
     needs_cuda: bool = False
 
     def commands(self, seeds: Sequence[int], folder: Path, extra: Sequence[str] = ()) -> dict[int, list[str]]:
-        """Seed -> the words of its launch, whose run is in `folder`/seed_N; `extra` are further overrides."""
+        """Seed -> the words of its launch, which writes to `folder`/seed_N; `extra`: further overrides."""
         script, *words = self.words
         command = ["python", str(ROOT / script), *words, *extra]
         return {seed: [*command, f"seed={seed}", f"run_dir={folder / f'seed_{seed}'}"] for seed in seeds}
@@ -70,7 +70,7 @@ TRACKS = {
 
 
 def require_machine(track: Track) -> None:
-    """Raises: UsageError where the track needs a GPU and torch sees none."""
+    """Raise UsageError if the track needs a GPU and torch sees none."""
     import torch
 
     if track.needs_cuda and not torch.cuda.is_available():
@@ -85,7 +85,7 @@ def job_file(commands: dict[int, list[str]]) -> str:
 
 
 def check_commands(commands: dict[int, list[str]]) -> None:
-    """Whether they compose; all differ in seed and folder alone. Raises: UsageError as a launch does."""
+    """Check that the commands, which differ only in seed and folder, compose. Raises: UsageError as a launch does."""
     from engine.cli.main import one_line
     from engine.cli.resolve import resolve
 
