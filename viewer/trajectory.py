@@ -245,7 +245,7 @@ def cropped(
 
 
 def most_interesting(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
-    """`count` examples: those solved latest, then those that change most, then the least certain; of three one unsolved.
+    """`count` examples: those solved latest, then those that change most, then the least certain; one of 3 unsolved.
 
     If the model is right from the first step, only its certainty distinguishes examples.
     """
