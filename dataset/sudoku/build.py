@@ -208,9 +208,9 @@ def _hold_out(boards: Boards, count: int, seed: int, others: Boards | None) -> t
     tested = [] if others is None else [owners.pop(key) for key in set(keys(others.answers)) if key in owners]
     groups = list(owners.values())
     if len(groups) < 2:
-        beside = "" if others is None else f" that {others.path} has not"
+        missing = "" if others is None else f" that {others.path} has not"
         raise UsageError(
-            f"{boards.path} holds fewer than two different solutions{beside}: nothing can be held out for a test"
+            f"{boards.path} holds fewer than two different solutions{missing}: nothing can be held out for a test"
         )
     test = [number for group in tested for number in group]
     order = keyed_numpy(seed, "sudoku/hold_out").permutation(len(groups)).tolist()

@@ -62,7 +62,7 @@ def geometry(size: int) -> Geometry:
 
 
 def size_of(cells: int) -> int | None:
-    """The board size with so many cells, or None."""
+    """The board size that has `cells` cells; None if there is none."""
     return next((size for size in BOXES if size * size == cells), None)
 
 

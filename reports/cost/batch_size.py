@@ -129,7 +129,7 @@ def usual_limit() -> int:
 
 
 def _private_memory() -> int:
-    """Bytes that RLIMIT_DATA counts in this process; 0 where that is not known."""
+    """Bytes that RLIMIT_DATA counts in this process; 0 if unknown."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:  # not Linux

@@ -27,9 +27,9 @@ from verification.probes.instance import (
 from verification.probes.registry import Note, probe
 
 
-def encodes(tiny: Tiny, name: str, given: Any) -> bool:
-    """Whether a call of module `name` with arguments `given` embeds or encodes rows."""
-    numbers = (one for one in given if isinstance(one, Tensor) and not one.is_floating_point())
+def encodes(tiny: Tiny, name: str, inputs: Any) -> bool:
+    """Whether a call of module `name` with arguments `inputs` embeds or encodes rows."""
+    numbers = (one for one in inputs if isinstance(one, Tensor) and not one.is_floating_point())
     return tiny.spec.is_encoder(name) or any(one.dtype is not torch.bool for one in numbers)
 
 
@@ -60,21 +60,21 @@ def gradients(tiny: Tiny) -> Gradients:
 def _gradients(tiny: Tiny) -> Gradients:
     seen, task = Gradients(), tiny.build().task
     names: dict[int, tuple[str, list[str]]] = {}
-    made: list[Tensor] = []
+    outputs: list[Tensor] = []
     for name, module in task.module.named_modules():
         own = [f"{name}.{own}" for own, _ in module.named_parameters(recurse=tiny.spec.is_encoder(name))]
         names[id(module)] = name, [*own, *([name] if hasattr(type(module), "take_pending") else [])]
 
-    def watch(module: nn.Module, given: Any, output: Any) -> None:
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
         name, own = names.get(id(module), ("", []))
-        if not encodes(tiny, " ".join([name, *own]), given):
+        if not encodes(tiny, " ".join([name, *own]), inputs):
             return
         seen.encoding.update(own)
         if name and isinstance(output, Tensor):
             seen.rows[-1][name] += len(output)
             if output.requires_grad:
                 output.retain_grad()
-                made.append(output)
+                outputs.append(output)
 
     hook = register_module_forward_hook(watch)
     try:
@@ -93,8 +93,8 @@ def _gradients(tiny: Tiny) -> Gradients:
             trained = {n for n, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
             trained |= {name for name, table in tables(task.module).items() if _has_gradient(table)}
             (seen.first if number == 1 else seen.later).update(trained)
-            seen.dry = seen.dry or _dry(number, [output.grad for output in made if output.grad is not None])
-            made.clear()
+            seen.dry = seen.dry or _dry(number, [output.grad for output in outputs if output.grad is not None])
+            outputs.clear()
     finally:
         hook.remove()
     return seen

@@ -38,15 +38,15 @@ def fixed(code: str, passed: str) -> Callable[[Observation], Observation]:
 @contextmanager
 def encoded(tiny: Tiny, model: Any) -> Iterator[list[tuple[str, Any]]]:
     """(module, output) of each call that embeds or encodes rows, in order."""
-    names, made = {id(module): name for name, module in model.named_modules()}, list[tuple[str, Any]]()
+    names, outputs = {id(module): name for name, module in model.named_modules()}, list[tuple[str, Any]]()
 
-    def watch(module: Any, given: Any, output: Any) -> None:
-        if encodes(tiny, name := names.get(id(module), ""), given):
-            made.append((name, output))
+    def watch(module: Any, inputs: Any, output: Any) -> None:
+        if encodes(tiny, name := names.get(id(module), ""), inputs):
+            outputs.append((name, output))
 
     hook = register_module_forward_hook(watch)
     try:
-        yield made
+        yield outputs
     finally:
         hook.remove()
 
@@ -54,9 +54,9 @@ def encoded(tiny: Tiny, model: Any) -> Iterator[list[tuple[str, Any]]]:
 def training_step(tiny: Tiny, count: int) -> tuple[int, int, Any]:
     """A training step of `count` ACT steps: (calls that embed or encode, calls of the busiest module, output)."""
     task = tiny.build(num_act_steps=count).task
-    with encoded(tiny, task.module) as made:
+    with encoded(tiny, task.module) as outputs:
         _, depth, output = ran(task.module.train(), first_batch(task))
-    return len(made), depth, output
+    return len(outputs), depth, output
 
 
 @fixed("DYN701", "each training step encodes every row of its batch")
@@ -118,9 +118,9 @@ def every_step_trains(tiny: Tiny) -> Found:
     """The gradient of each step's logits with respect to the outputs of the modules that encode the rows."""
     task = tiny.build().task
     batch = first_batch(task)
-    with encoded(tiny, task.module) as made:
+    with encoded(tiny, task.module) as outputs:
         output = task.module.train()(batch, None)
-    rows = {name: one for name, one in made if isinstance(one, Tensor) and len(one) == len(batch["inputs"])}
+    rows = {name: one for name, one in outputs if isinstance(one, Tensor) and len(one) == len(batch["inputs"])}
     rows = {name: one for name, one in rows.items() if one.requires_grad}
     if len(output.logits) != tiny.max_steps * len(batch["inputs"]) or not rows:
         raise Unobservable("the model does not answer for every step, or encodes nothing")

@@ -40,15 +40,15 @@ def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], 
         parsed = parse_overrides(overrides)
     except HydraException as error:
         raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
-    given = [str(one.key_or_group) for one in parsed if not one.is_delete()]
+    overridden = [str(one.key_or_group) for one in parsed if not one.is_delete()]
     keys: dict[str, None] = {}
-    for key in (key.removeprefix("arch.") for key in given if key.startswith("arch.")):
+    for key in (key.removeprefix("arch.") for key in overridden if key.startswith("arch.")):
         value = value_at(arch, key)
         leaves = [key]
         if isinstance(value, dict):
             leaves = [f"{key}.{name}" for name, item in flatten(value) if not isinstance(item, dict)]
         keys |= dict.fromkeys(leaves)
-    run = [key for key in given if "." not in key and key != "arch"]
+    run = [key for key in overridden if "." not in key and key != "arch"]
     return [key for key in keys if key.rpartition(".")[2] != "name"], list(dict.fromkeys(run))
 
 
@@ -60,9 +60,9 @@ def overrides(tiny: Tiny) -> Iterator[str | Note]:
     settings = {**tiny.settings, "arch": tiny.full_arch}
     for key in unread_keys(tiny):
         if key.startswith("arch.") and not inert_reason(tiny.launch.schema, key, settings):
-            given = key.removeprefix("arch.") in tiny.overridden and not tiny.spec.act
+            overridden = key.removeprefix("arch.") in tiny.overridden and not tiny.spec.act
             text = f"nothing reads {key}: a key of the config that does nothing"
-            yield Note("WARN", text) if not given else f"{key} is dead: nothing reads it"
+            yield Note("WARN", text) if not overridden else f"{key} is dead: nothing reads it"
     yield from _run_notes(tiny)
     verdicts = {f"arch.{key}": effect_of(tiny, key) for key in tiny.overridden if tiny.spec.act}
     yield from (verdict for verdict in verdicts.values() if verdict)
@@ -72,7 +72,7 @@ def overrides(tiny: Tiny) -> Iterator[str | Note]:
 
 def effect_of(tiny: Tiny, key: str) -> str | Note:
     """Observe the effect of an arch key: "" if it has one, else a fault, or a note if it acts as the default does."""
-    (kind, default), given, present = declaration(tiny, key), value_at(tiny.full_arch, key), value_at(tiny.arch, key)
+    (kind, default), full, present = declaration(tiny, key), value_at(tiny.full_arch, key), value_at(tiny.arch, key)
     ways = list[Way]()
     for value in others(present, [*_small_default(tiny, key, present, default), *candidates(kind, present)]):
         # a draw between two probabilities distinguishes them
@@ -81,12 +81,12 @@ def effect_of(tiny: Tiny, key: str) -> str | Note:
     tried, changed, _ = try_out(ways, lambda settings: {"all": _trace(tiny, settings)}, (UsageError, ValueError))
     values = [settings[f"arch.{key}"] for settings in tried]
     if not tried:
-        return Note("INFO", f"arch.{key}={given}: no other value can be built, so its effect was not observed")
+        return Note("INFO", f"arch.{key}={full}: no other value can be built, so its effect was not observed")
     if not changed:
         shown = ", ".join(map(str, values))
-        return f"arch.{key}={given} is dead: {shown} in its place changes no weight, output, loss or halt"
+        return f"arch.{key}={full} is dead: {shown} in its place changes no weight, output, loss or halt"
     if len(values) > 1 and values[0] == default and _shapes(tiny) == _shapes(tiny, **{key: default}):
-        return Note("INFO", f"arch.{key}={given} computes the same as its default {default}")
+        return Note("INFO", f"arch.{key}={full} computes the same as its default {default}")
     return ""
 
 

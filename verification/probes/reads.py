@@ -36,23 +36,23 @@ def unread_keys(tiny: Tiny) -> list[str]:
 
     A key that only __post_init__ reads counts as read if a value derived from it is read.
     """
-    made: list[Block] = []
+    blocks: list[Block] = []
     plain = engine.registry.build_config
 
     def tracked(cls: type, data: Mapping[str, Any], where: str, *rest: Any, **options: Any) -> Any:
         block = plain(cls, data, where, *rest, **options)
         if where in ("arch", "arch.loss") and is_dataclass(block):
-            made.append(Block(where, track(block), lambda k, v: plain(cls, with_keys(data, {k: v}), where, *rest)))
+            blocks.append(Block(where, track(block), lambda k, v: plain(cls, with_keys(data, {k: v}), where, *rest)))
         return block
 
     config = track(tiny.config())
-    made.append(Block("", config, lambda k, v: structure(tiny.schema, with_keys(tiny.settings, {k: v}))))
+    blocks.append(Block("", config, lambda k, v: structure(tiny.schema, with_keys(tiny.settings, {k: v}))))
     with replaced(plain, tracked):
         plan = tiny.build(config=config)
     fit(plan, config)
     evaluate(plan.task)
     unused: dict[str, bool] = {}
-    for block in made:
+    for block in blocks:
         for key, (_, read) in leaves(block.instance).items():
             name = f"{block.where}.{key}" if block.where else key
             unused[name] = unused.get(name, True) and not read and not _derived(block, key)

@@ -116,7 +116,7 @@ def make_tiny(
     module: ModuleType,
     resolved: Mapping[str, Any],
     data: Path,
-    given: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     narrow: bool = False,
 ) -> Tiny:
     """The tiny instance of a config. `narrow`: as in `verification.spec.shrunk`.
@@ -129,7 +129,7 @@ def make_tiny(
     model_class = resolve(arch.get("name", ""), "models", "arch.name")
     resolved = {**resolved, "arch": arch_with_defaults(arch, model_class)}
     settings = shrunk(spec, resolved, data, narrow=narrow)
-    keys, run = override_probe.override_keys(given, arch)
+    keys, run = override_probe.override_keys(overrides, arch)
     launch = launched(module, settings)
     if launch.schema is None or launch.build is None:
         raise launch.error or UsageError(f"{launch.name}.py hands no build to the engine")

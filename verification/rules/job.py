@@ -120,8 +120,8 @@ def config_exists(subject: Subject) -> Iterator[Finding]:
 def config_current(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
     reasons = retired(subject.text("config/REMOVED.txt") or "")
-    asked = [word.partition("=")[2] for word in subject.trace.overrides if word.lstrip("+").startswith("arch=")]
-    arch = subject.choices.get("arch") or (asked[-1] if asked else None)
+    choices = [word.partition("=")[2] for word in subject.trace.overrides if word.lstrip("+").startswith("arch=")]
+    arch = subject.choices.get("arch") or (choices[-1] if choices else None)
     for name in [subject.trace.config_name, *([f"arch/{arch}"] if arch else [])]:
         if name in reasons:
             text = f"{name} was retired: {reasons[name]}"
@@ -145,8 +145,8 @@ def overrides_compose(subject: Subject) -> Iterator[Finding]:
 @rule("JOB031")
 def overrides_are_read(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
-    given = {word.lstrip("+").partition("=")[0] for word in subject.trace.overrides}
-    groups = [group for group, option in subject.choices.items() if group in given and option != "none"]
+    overridden = {word.lstrip("+").partition("=")[0] for word in subject.trace.overrides}
+    groups = [group for group, option in subject.choices.items() if group in overridden and option != "none"]
     place, unread = subject.place, {f"arch.{key}" for key in unread_arch(subject)} | set(unread_schema(subject))
     for key in [*subject.given, *groups]:
         if key in unread:

@@ -69,9 +69,9 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
     model, other = need_model(subject), subject.misdeclared
     if other:
         declared = " and ".join(f"{key}={model.declared.get(key)!r}" for key in other)
-        wanted = " and ".join(map(repr, other.values()))
+        required = " and ".join(map(repr, other.values()))
         yield finding(
-            "SCR112", "FAIL", f"{model.cls_name} declares {declared}, {file} works with {wanted}", *model.place
+            "SCR112", "FAIL", f"{model.cls_name} declares {declared}, {file} works with {required}", *model.place
         )
 
 
