@@ -151,7 +151,9 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
     pending = 0  # line of the first directive not yet followed by its job
     for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip("\r").lstrip("\ufeff" if number == 1 else "")
-        if not line.strip():
+        if "\r" in line:
+            problems.append((number, "its lines end with a carriage return alone: save the file with LF or CRLF"))
+        elif not line.strip():
             comments = []
         elif line.lstrip().startswith("#@"):
             pending = pending or number
@@ -225,6 +227,8 @@ def shell_fault(job: Job) -> str | None:
     Text quoted as for a shell is plain text here, too.
     """
     for word in _QUOTED.sub("''", job.command).split():
+        if word.startswith("#"):
+            return f"{word!r} begins no comment behind a command: write the comment on a line of its own above it"
         if word in SHELL_SIGNS:
             return f"{word!r} is for a shell, which does not read this line: write bash -c '...' around the command"
     expanded = _QUOTED.sub(lambda quoted: re.sub(r"\\.", "", quoted[1] or ""), job.command)

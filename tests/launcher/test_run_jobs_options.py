@@ -95,6 +95,8 @@ def test_a_line_may_resume_the_run_of_an_earlier_one(place: Path, capsys: pytest
         (["[ ] python job.py \\", "  x=1"], [], "line 1: a job is one line: write it without \\ at the end"),
         (["[ ] python job.py > log"], [], "line 1: '>' is for a shell, which does not read this line: write bash -c"),
         (["[ ] python job.py run_dir=$HOME/a"], [], "line 1: $HOME is for a shell"),
+        (["[ ] python job.py '#' a#b # a note"], [], "line 1: '#' begins no comment behind a command: write"),
+        (["[ ] python job.py\r[ ] python job.py x"], [], "line 1: its lines end with a carriage return alone"),
         (["#@ id: a", "#@ id: b", "[ ] python job.py"], [], "line 2: '#@ id:' appears twice above one job"),
         (
             ["[ ] python job.py run_dir=a run_name=x", "[ ] python job.py --run_dir a run_name=y"],
