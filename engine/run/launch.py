@@ -83,13 +83,13 @@ def run(
 
         def open_directory() -> RunDecision:
             nonlocal directory
-            directory = open_run(request, decision)
+            session.directory = directory = open_run(request, decision)  # from here on an error is recorded there
             cleanup.callback(directory.close)
             report_run_dir(directory.path)
             return directory.decision
 
-        session.enter(on_main(open_directory), directory)
         try:
+            session.enter(on_main(open_directory), directory)
             if compare is not None and signature is not None:
                 on_main(lambda: session.compare_paths(signature, compare))
             results = session.train(runtime)

@@ -8,10 +8,12 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+import engine.run.launch
 from engine.errors import UsageError
 from engine.run.environment import check_data
 from tests.conftest import Result, _entry, metrics, run_forked, run_script
@@ -51,6 +53,16 @@ def test_a_prompt_that_the_vocabulary_lacks(place: Path) -> None:  # noqa: F811
     one_line(attempt(place, *sampling), 2)
     assert tree(place) == before
     assert [path.name for path in (place / "out").iterdir()] == ["r"]
+
+
+def test_a_signal_while_the_folder_is_opened(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def report(path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(engine.run.launch, "report_run_dir", report)
+    result = attempt(place)
+    assert result.code == 3, result.output
+    assert status(place / "out/r")["state"] == "interrupted"
 
 
 def test_a_branch_off_a_checkpoint_of_another_model(workplace: Path) -> None:
