@@ -5,9 +5,11 @@ A folder may be half-written, damaged or of something else: unusable ones are re
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,23 +149,34 @@ def _is_usable(value: Any) -> bool:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl in order. Damaged lines are skipped: the last may be half-written.
+    """The lines of a run's metrics.jsonl in order. Damaged lines are skipped, with a warning for each file; the last
+    line may be half-written.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
     """
-    file = path / "metrics.jsonl"
+    file, damaged = path / "metrics.jsonl", 0
     try:
         with reading.open_regular(file) as stream:
             for line in stream:
                 try:
                     values = json.loads(line)
                 except (ValueError, RecursionError):
-                    continue
+                    values = None
                 if isinstance(values, dict):
                     yield values
+                else:
+                    damaged += line.endswith(b"\n")
     except (OSError, reading.Unreadable) as error:
         raise UsageError(f"{file} {reading.reason_of(error)}") from None
+    if damaged:
+        _warn_of_damage(file, damaged)
+
+
+@functools.cache
+def _warn_of_damage(file: Path, lines: int) -> None:
+    """Once, though a report reads a file for each metric; stdout may be a result in JSON."""
+    sys.stderr.write(f"warning: {file}: {lines} damaged line(s) left out\n")
 
 
 def curve(path: Path, metric: str) -> list[tuple[int, float]]:

@@ -57,6 +57,10 @@ done
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 root=$PWD
 
+if [[ $BASE_OUTPUT_DIR == *[\"$'\n']* ]]; then # an #SBATCH line has no way to write them
+    echo "error: BASE_OUTPUT_DIR=$BASE_OUTPUT_DIR: expected a path without double quotes and line breaks" >&2
+    exit 2
+fi
 for w_o in $W_O_VALUES; do
     if ! [[ $w_o =~ ^(0(\.[0-9]+)?|1(\.0+)?)$ ]]; then
         echo "error: W_O_VALUES has '$w_o': expected numbers from 0 to 1, e.g. \"0.2 0.5\"" >&2

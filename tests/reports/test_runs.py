@@ -80,7 +80,7 @@ def test_a_run_counts_once_however_often_it_is_named(tmp_path: Path) -> None:
     assert len(find_runs([run, tmp_path / "link", tmp_path / "p", tmp_path], METRIC, STUDY)[0]) == 1
 
 
-def test_a_curve_leaves_out_what_is_damaged_or_absent(tmp_path: Path) -> None:
+def test_a_curve_leaves_out_what_is_damaged_or_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {"step": 1, METRIC: 0.25},
         {"step": 2, "train/loss": 1.0},
@@ -93,6 +93,7 @@ def test_a_curve_leaves_out_what_is_damaged_or_absent(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     assert len(list(read_metrics(tmp_path))) == 5
     points = curve(tmp_path, METRIC)
+    assert capsys.readouterr().err == f"warning: {tmp_path}/metrics.jsonl: 2 damaged line(s) left out\n"
     assert points == [(1, 0.25), (4, 0.75)]
     assert [first_step(points, reached) for reached in (0.2, 0.75, 0.8)] == [1, 4, None]
     assert first_step(points, 0.3, higher_is_better=False) == 1

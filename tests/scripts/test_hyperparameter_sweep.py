@@ -148,6 +148,9 @@ def test_values_that_are_no_weights() -> None:
     result = sweep("--dry-run", W_O_VALUES="0.2 1.5")
     assert (result.returncode, result.stdout) == (2, "")
     assert "'1.5': expected numbers from 0 to 1" in result.stderr
+    result = sweep("--dry-run", BASE_OUTPUT_DIR='out "1"')
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "expected a path without double quotes" in result.stderr
     assert "run_hyperparameter_sweep.sh --dry-run" in sweep("--help").stdout
 
 
