@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pty
 import signal
@@ -177,9 +178,14 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "__init__.py"], ids=lambda path: path.stem)
 def test_every_script_begins_before_its_slow_imports(script: Path) -> None:
-    lines = [line for line in script.read_text().splitlines() if line.strip()]
-    begun = next(number for number, line in enumerate(lines) if line.startswith("    begin("))
-    before = [line.split()[1] for line in lines[:begun] if line.startswith(("import ", "from "))]
+    text = script.read_text()
+    lines = text.splitlines()
+    begun = next(number for number, line in enumerate(lines, start=1) if line.startswith("    begin("))
+    before: list[str] = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno < begun:
+            before += [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    assert before
     quick = {*sys.stdlib_module_names, "engine"}
     assert {name.partition(".")[0] for name in before} <= quick
     assert {name for name in before if name.startswith("engine")} <= {"engine.cli.console", "engine.io"}
