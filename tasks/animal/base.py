@@ -44,6 +44,8 @@ def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
             f"warning: model_name_or_path={name}: its config.json has no place for {len(unused)} of the weights "
             f"(e.g. {unused[0]}): they are not used"
         )
+    if bad := next((key for key, weight in model.named_parameters() if not weight.isfinite().all()), None):
+        raise UsageError(f"model_name_or_path={name}: weight {bad} holds numbers that are not finite")
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise UsageError(f"model_name_or_path={name}: its tokenizer has {len(tokenizer)} tokens, its model {size}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.errors import UsageError
 from engine.loop.sharding import _separate_blocks
 from models.animal.language_model import (
     Sampling,
@@ -19,6 +23,7 @@ from models.animal.language_model import (
     score,
 )
 from models.animal.operations import sizes_of
+from tasks.animal.base import load_base
 
 LENGTH = 9
 
@@ -219,14 +224,8 @@ def test_layers_to_adapt_are_found_in_every_architecture(model) -> None:
 
 
 def test_a_damaged_base_is_refused_in_one_line(model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-    import shutil
-
-    from engine.errors import UsageError
-    from tasks.animal.base import load_base
-
-    def refusal(name: str, changes: dict[str, object], cut: int = 0) -> str:
-        folder = shutil.copytree(model.folder, tmp_path / name)
+    def refusal(name: str, changes: dict[str, object], cut: int = 0, source: Path = Path(model.folder)) -> str:
+        folder = shutil.copytree(source, tmp_path / name)
         config, weights = folder / "config.json", folder / "model.safetensors"
         config.write_text(json.dumps(json.loads(config.read_text()) | changes))
         weights.write_bytes(weights.read_bytes()[: -cut or None])
@@ -239,6 +238,12 @@ def test_a_damaged_base_is_refused_in_one_line(model, tmp_path: Path, capsys: py
     layers = next(key for key in ("n_layer", "num_hidden_layers") if hasattr(model.base.model.config, key))
     assert " weight(s) that its config.json asks for are missing " in refusal("deeper", {layers: 3})
     assert " weight(s) that its config.json asks for are missing " in refusal("wider", {"vocab_size": 99})
+    folder = shutil.copytree(model.folder, tmp_path / "not_finite")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    key = next(key for key, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[key].view(-1)[-1] = torch.nan
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "holds numbers that are not finite" in refusal("again", {}, source=folder)
     folder = shutil.copytree(model.folder, tmp_path / "shallower")
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {layers: 1}))
     load_base("shallower", str(folder), torch.float32)
