@@ -92,6 +92,11 @@ def run_folders_below(place: Path) -> list[Path]:
             raise UsageError(f"{jobs} {reading.reason_of(error)}") from None
         rows = [job for job in listed if isinstance(job, dict)] if isinstance(listed, list) else []
         written = [Path(job["run_dir"]) for job in rows if isinstance(job.get("run_dir"), str)]
+        if gone := [folder for folder in written if not folder.is_dir()]:
+            sys.stderr.write(
+                f"warning: {len(gone)} of the {len(written)} run folders in {jobs} do not exist (e.g. {gone[0]}; "
+                "relative ones are relative to the folder of the sweep's command)\n"
+            )
         return [folder for folder in written if folder.is_dir()]
     folders = []
     for folder, inner, _ in os.walk(place):

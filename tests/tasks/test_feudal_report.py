@@ -240,13 +240,17 @@ def test_the_report_is_printed_and_written(ablation: Path, tmp_path: Path, capsy
         assert min(picture.size) > 400
 
 
-def test_the_folder_of_a_sweep_names_its_runs(ablation: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_sweep_names_its_runs(
+    ablation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "multirun"
     folder.mkdir()
     jobs = [{"number": n, "run_dir": str(ablation / name)} for n, name in enumerate(("baseline_0", "feudal_0"))]
-    (folder / "results.json").write_text(json.dumps([*jobs, {"number": 2, "run_dir": None}]))
+    jobs += [{"number": 2, "run_dir": "moved"}, {"number": 3, "run_dir": None}]
+    (folder / "results.json").write_text(json.dumps(jobs))
     (folder / "results.csv").write_text("")
     assert len(find_runs([folder], METRIC, STUDY)[0]) == 2
+    assert "warning: 1 of the 3 run folders in " in capsys.readouterr().err
 
 
 REFUSED = {
