@@ -18,7 +18,7 @@ from engine.loop.compiling import compile_task
 from engine.loop.evaluations import check_early_stop
 from engine.loop.step_graph import check_step_graph
 from engine.run.decision import RunDecision, accumulation, decide_run
-from engine.run.directory import RunDirectory, open_run, record_refusal
+from engine.run.directory import open_run, record_refusal
 from engine.run.environment import report_run_dir
 from engine.run.request import request_of
 from engine.run.session import Compare, Session, final_status
@@ -79,17 +79,15 @@ def run(
                 record_refusal(request, state=state, **fields)
                 report_run_dir(request.path)
             raise
-        directory: RunDirectory | None = None
 
         def open_directory() -> RunDecision:
-            nonlocal directory
             session.directory = directory = open_run(request, decision)  # from here on an error is recorded there
             cleanup.callback(directory.close)
             report_run_dir(directory.path)
             return directory.decision
 
         try:
-            session.enter(on_main(open_directory), directory)
+            session.enter(on_main(open_directory))
             if compare is not None and signature is not None:
                 on_main(lambda: session.compare_paths(signature, compare))
             results = session.train(runtime)

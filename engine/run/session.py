@@ -87,9 +87,9 @@ class Session(Hook):
             trainer.evaluations.reset()
             trainer.seconds = trainer.logged_seconds = trainer.cpu_seconds = 0.0
 
-    def enter(self, decision: RunDecision, directory: RunDirectory | None) -> None:
-        """From here on there is a run directory (open on rank 0)."""
-        self.decision, self.directory = decision, directory
+    def enter(self, decision: RunDecision) -> None:
+        """From here on there is a run directory; on rank 0 it is open already (`directory`)."""
+        self.decision = decision
         self.store = CheckpointStore(decision.path, self.entry)
 
     def train(self, runtime: Runtime) -> dict[str, float | None]:

@@ -171,7 +171,8 @@ def _session(identifiers: int, width: int, rounds: int, folder: Path) -> tuple[T
     session = Timed(config, "pretrain", build(config, runtime), runtime, stop)
     session.begin(rounds)
     directory = open_run(request_of(config, "pretrain"))
-    session.enter(directory.decision, directory)
+    session.directory = directory
+    session.enter(directory.decision)
     return session, directory
 
 
