@@ -18,6 +18,7 @@ from launcher.children import Child, process_alive
 from launcher.ledger import HOST, Claim, Ledger
 from launcher.outcome import Outcome, judge, last_error, reported_run_dir
 from launcher.queue import Options, nothing_to_do, unknown_owners
+from launcher.ranks import ranks_of
 from launcher.table import short_path
 
 POLL_S = 0.1
@@ -115,6 +116,8 @@ class Runner:
         job, record, options = claim.job, claim.record, self.options
         report, log = self.ledger.report_file(job), options.logs / f"{job.key}.log"
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", REPORT: str(report), **job.env}
+        if options.jobs > 1 and ranks_of(job.argv) == "1":  # several ranks: torchrun limits their threads
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // options.jobs)))
         gpus = self._free_gpus()[: options.gpus_for(job)]
         if options.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -240,6 +243,11 @@ def run_jobs(ledger: Ledger, options: Options) -> int:
     for line in unknown_owners(ledger):
         print_rank0(line)
     return code
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _no_log(place: Path, error: OSError) -> UsageError:

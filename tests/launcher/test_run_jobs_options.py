@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import runner
 from launcher.gpus import gpus_needed
 from launcher.jobs import command_job, read
 from launcher.slurm import NodeRunner
@@ -31,6 +32,25 @@ def test_gpus_are_shared_out(place: Path, capsys: pytest.CaptureFixture[str]) ->
     code, output = run(place, capsys, "--gpus", "0,1")
     assert code == 2
     assert "needs 3 GPUs" in output
+
+
+def test_jobs_at_once_share_the_cores(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(*words: str) -> list[str]:
+        job = "python job.py {} env=OMP_NUM_THREADS"
+        write(place, f"[ ] {job.format('a')}", f"[ ] OMP_NUM_THREADS=9 {job.format('b')}")
+        (place / "events").unlink(missing_ok=True)
+        assert run(place, capsys, *words)[0] == 0
+        return sorted(line.split()[1].removeprefix("env:") for line in events(place) if "env:" in line)
+
+    monkeypatch.setattr(runner, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads("--jobs", "2") == ["4", "9"]
+    assert threads("--jobs", "20") == ["1", "9"]
+    assert threads() == ["9", "none"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads("--jobs", "2") == ["2", "9"]
 
 
 @pytest.mark.parametrize(
