@@ -123,12 +123,6 @@ class TrainSampler:
             self._counts[iteration] = len(self._plan(iteration).starts) - 1
         return self._counts[iteration]
 
-    def total_batches(self, iterations: int) -> int:
-        """The exact number of batches in iterations 1 to `iterations`."""
-        if self._size is not None:
-            return iterations * self.batches_in(1)
-        return sum(self.batches_in(iteration) for iteration in range(1, iterations + 1))
-
     def batch(self, iteration: int, index: int) -> dict[str, np.ndarray]:
         """The global batch in int32: inputs [B, T], labels [B, T] (-100 ignored), puzzle_identifiers [B]."""
         return widened(self.rows(iteration, index, 0, self.global_batch_size))

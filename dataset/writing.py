@@ -168,7 +168,6 @@ def write_dataset(
     data_mode: str = "embedding",
     pad_id: int = 0,
     ignore_label_id: int | None = 0,
-    blank_identifier_id: int = 0,
     overwrite: bool = False,
     check: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -186,7 +185,7 @@ def write_dataset(
             metadata = {
                 "pad_id": pad_id,
                 "ignore_label_id": ignore_label_id,
-                "blank_identifier_id": blank_identifier_id,
+                "blank_identifier_id": 0,
                 "vocab_size": vocab_size,
                 "seq_len": seq_len,
                 "num_puzzle_identifiers": len(identifiers),
@@ -213,7 +212,7 @@ def write_dataset(
             "seq_len": seq_len,
             "pad_id": pad_id,
             "ignore_label_id": ignore_label_id,
-            "blank_identifier_id": blank_identifier_id,
+            "blank_identifier_id": 0,
             **(check(folder) if check else {}),
             "content_hash": content_hash(folder),
         }

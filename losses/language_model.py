@@ -67,9 +67,9 @@ class LMLossHead(nn.Module):
             metrics["accuracy"] = (torch.stack(right).sum(), torch.stack(counts).sum())
         return LMLossResult(total, weight, metrics)
 
-    def token_losses(self, output: LMOutput, labels: Tensor, number: int = 0) -> Tensor:
-        """Loss of each position [B, T] for the `number`-th stream of the input, 0 where not scored."""
-        return _cross_entropy(output.logits(number), labels, "none").view(labels.shape)
+    def token_losses(self, output: LMOutput, labels: Tensor) -> Tensor:
+        """Loss of each position [B, T] of the first stream of the input, 0 where not scored."""
+        return _cross_entropy(output.logits(0), labels, "none").view(labels.shape)
 
     def _columns(self, output: LMOutput, labels: Tensor) -> list[Tensor]:
         count = len(output.streams)

@@ -145,13 +145,3 @@ class LoraDelta:
             for number in range(self.shape[1])
         ]
         return self.squares().sqrt() / torch.stack(weights)
-
-    def to_lora(self, number: int) -> dict[str, Tensor]:
-        """The delta of one row as a plain LoRA: `h.{l}.{target}.lora_A` [r, n] and `lora_B` [m, r], including the
-        scale."""
-        tensors = {}
-        for target, (a, b) in self.factors.items():
-            for block in range(self.shape[1]):
-                tensors[f"h.{block}.{target}.lora_A"] = a[number, block].detach().clone()
-                tensors[f"h.{block}.{target}.lora_B"] = self.scale * b[number, block].detach().t().contiguous()
-        return tensors

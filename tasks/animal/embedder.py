@@ -18,10 +18,10 @@ import torch
 
 from engine.errors import UsageError
 from engine.io import print_rank0, user_path
+from models.animal.adapter import INSTALL
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The model of embedder=auto, if it is in the Hub cache."""
-INSTALL = "pip install -e '.[animal]'"
 SIZES = (3, 4, 5)
 """Lengths of n-grams, in characters."""
 FEATURES = 512
@@ -147,7 +147,7 @@ class SentenceEmbedder(Embedder):
     Raises: UsageError without the library, and for a folder that is not such a model.
     """
 
-    def __init__(self, place: str, device: str = "cpu") -> None:
+    def __init__(self, place: str) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads break in forked processes
         others = "or embedder=tfidf, which needs no model"
         try:
@@ -155,7 +155,7 @@ class SentenceEmbedder(Embedder):
         except ImportError:
             raise UsageError(f"embedder={place} needs sentence-transformers: {INSTALL}; {others}") from None
         try:
-            self._model: Any = SentenceTransformer(place, device=device, local_files_only=True)
+            self._model: Any = SentenceTransformer(place, device="cpu", local_files_only=True)
         except Exception as error:  # the class depends on what is wrong with its files
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"embedder={place} is not a sentence transformer: {first}; {others}") from None
@@ -170,7 +170,7 @@ class SentenceEmbedder(Embedder):
 SMALL: dict[str, type[Embedder]] = {"tfidf": TfidfEmbedder, "hash": HashEmbedder}
 
 
-def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
+def make_embedder(name: str) -> Embedder:
     """Create the embedder `tfidf` or `hash`, a sentence transformer by folder or name in the Hub cache, or `auto`:
     all-MiniLM-L6-v2 if available, else `tfidf`; prints its choice.
 
@@ -179,10 +179,10 @@ def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
     if name in SMALL:
         return SMALL[name]()
     if name != "auto":
-        return SentenceEmbedder(str(user_path(name)), device)
+        return SentenceEmbedder(str(user_path(name)))
     if (reason := _missing(MINILM)) is None:
         print_rank0(f"embedder    {MINILM}")
-        return SentenceEmbedder(MINILM, device)
+        return SentenceEmbedder(MINILM)
     print_rank0(f"embedder    tfidf ({reason}; embedder=FOLDER takes a sentence transformer)")
     return TfidfEmbedder()
 

@@ -5,7 +5,7 @@ A fine-tuned model has to beat these points, which cost no training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,13 +22,11 @@ GRID = tuple(
 )
 
 
-def tempered(
-    sampler: Sampler, figures: Evaluation, *, rows: int, seed: int, grid: Sequence[Sampling] = GRID
-) -> Iterator[tuple[Sampling, Figures]]:
-    """(sampling settings, metrics of `rows` samples) for each point of the grid. `ref_kl` is the KL of the tempered
+def tempered(sampler: Sampler, figures: Evaluation, *, rows: int, seed: int) -> Iterator[tuple[Sampling, Figures]]:
+    """(sampling settings, metrics of `rows` samples) for each point of GRID. `ref_kl` is the KL of the tempered
     distribution from the base at temperature 1.
     """
-    for number, sampling in enumerate(grid):
+    for number, sampling in enumerate(GRID):
         drawn = sampler.draw(seed, "animal/tempered", number, rows, base=True, sampling=sampling)
         mask = mask_of(drawn)
         ref = sampler.scores(drawn.ids, mask, base=True)

@@ -107,12 +107,12 @@ def timings(
         yield Timing(rows, length, width, rank, training, 1000 * best["lowrank"], 1000 * best["dense"], auto)
 
 
-def delta_memory(form: str, device: torch.device, sizes: tuple[int, int, int, int] = MEMORY_AT) -> int:
+def delta_memory(form: str, device: torch.device) -> int:
     """Peak bytes of a training step of a layer with a delta, minus those of the layer without one.
 
     Raises: RuntimeError on a device whose allocations cannot be measured.
     """
-    cell = _cell(*sizes, device, True)
+    cell = _cell(*MEMORY_AT, device, True)
 
     def plain() -> None:
         torch.autograd.grad(cell.linear(cell.x), cell.x, cell.grad)

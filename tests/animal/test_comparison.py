@@ -43,7 +43,7 @@ def test_runs_beside_their_base(
 
     assert attempt(place).code == 0
     grid = (Sampling(), Sampling(temperature=1.5, top_p=0.9))
-    monkeypatch.setattr(tempering.tempered, "__kwdefaults__", {"grid": grid})
+    monkeypatch.setattr(tempering, "GRID", grid)
     monkeypatch.chdir(place)
     main(parse(["run", "--out", "report"]))
     report = (place / "report/comparison.md").read_text()
