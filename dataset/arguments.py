@@ -103,7 +103,11 @@ def script_parser(file: str, doc: str | None) -> OneLineParser:
 
 
 class BuilderParser(OneLineParser):
-    """The parser of a data builder: a mistake is a UsageError, which the builder's `main` reports."""
+    """The parser of the data builder `python -m dataset.NAME`. A mistake is a UsageError, which its `main` reports."""
+
+    def __init__(self, name: str, description: str | None) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"python -m dataset.{name}", description=description, formatter_class=raw)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")

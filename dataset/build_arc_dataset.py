@@ -36,11 +36,7 @@ def parser(encoder: str | None = None) -> argparse.ArgumentParser:
 
     `encoder`: the description of dataset.build_arc_dataset_encoder, which adds two flags.
     """
-    out = BuilderParser(
-        prog="python -m dataset.build_arc_dataset" + ("_encoder" if encoder else ""),
-        description=encoder or __doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = BuilderParser("build_arc_dataset" + ("_encoder" if encoder else ""), encoder or __doc__)
     out.add_argument("--output-dir", type=Path, required=True, help="folder to create")
     out.add_argument(
         "--input-file-prefix",

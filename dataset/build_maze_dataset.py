@@ -32,11 +32,7 @@ HUB_REPOSITORY = "sapientinc/maze-30x30-hard-1k"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    out = BuilderParser(
-        prog="python -m dataset.build_maze_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = BuilderParser("build_maze_dataset", __doc__)
     add = out.add_argument
     add(
         "--output-dir",

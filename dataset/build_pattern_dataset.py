@@ -29,11 +29,7 @@ from engine.io import print_rank0
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every flag is also accepted with underscores."""
-    out = BuilderParser(
-        prog="python -m dataset.build_pattern_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = BuilderParser("build_pattern_dataset", __doc__)
     plan = PatternPlan()
     out.add_argument("--output-dir", type=Path, required=True, help="folder to create")
     out.add_argument("--side", type=int, default=plan.side, help="side of the grids")

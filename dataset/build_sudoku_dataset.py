@@ -37,11 +37,7 @@ HUB_REPOSITORY = "sapientinc/sudoku-extreme"
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every flag is also accepted with underscores."""
-    out = BuilderParser(
-        prog="python -m dataset.build_sudoku_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = BuilderParser("build_sudoku_dataset", __doc__)
     out.add_argument(
         "--output-dir",
         type=Path,
@@ -128,28 +124,18 @@ def _default_name(source: Path | None, size: int, downloaded: bool) -> str:
 
 def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
     """The build that the parsed flags describe. Raises: UsageError."""
-    if arguments.download and arguments.input is not None:
+    values = dict(vars(arguments))
+    download, repository, folder = (values.pop(name) for name in ("download", "source_repo", "output_dir"))
+    if download and arguments.input is not None:
         raise UsageError("--download and --input exclude each other: both say where the CSV files come from")
-    if arguments.source_repo and not arguments.download:
+    if repository and not download:
         raise UsageError("--source-repo says what --download fetches: add --download, or leave it out")
-    repository = arguments.source_repo or HUB_REPOSITORY
-    source = download_csv(repository) if arguments.download else arguments.input
-    return SudokuBuild(
-        output_dir=arguments.output_dir
-        or Path("data") / _default_name(source, arguments.size or 9, arguments.download),
-        size=arguments.size,
-        num_train=arguments.num_train,
-        num_test=arguments.num_test,
-        blanks=tuple(arguments.blanks) if arguments.blanks else None,
-        num_aug=arguments.num_aug,
-        subsample_size=arguments.subsample_size,
-        min_difficulty=arguments.min_difficulty,
-        input=source,
-        test_input=arguments.test_input,
-        seed=arguments.seed,
-        workers=arguments.workers,
-        overwrite=arguments.overwrite,
-    )
+    if download:
+        values["input"] = download_csv(repository or HUB_REPOSITORY)
+    if arguments.blanks:
+        values["blanks"] = tuple(arguments.blanks)
+    name = _default_name(values["input"], arguments.size or 9, download)
+    return SudokuBuild(output_dir=folder or Path("data") / name, **values)
 
 
 def _warnings(card: Mapping[str, Any]) -> Iterator[str]:

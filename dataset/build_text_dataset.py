@@ -45,11 +45,7 @@ def _name(text: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every flag is also accepted with underscores."""
-    out = BuilderParser(
-        prog="python -m dataset.build_text_dataset",
-        description=(__doc__ or "").replace("NAMES", ", ".join(NAMED)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = BuilderParser("build_text_dataset", (__doc__ or "").replace("NAMES", ", ".join(NAMED)))
     out.add_argument("name", metavar="NAME", type=_name, help="a named data set, or any name for the text of --input")
     out.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="text or JSONL files, or a folder of them")
     out.add_argument("--download", action="store_true", help="fetch the text of a named data set (needs a network)")

@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(parser: OneLineParser, argv: list[str], message: 
 
 def test_a_builder_raises_instead() -> None:
     with pytest.raises(UsageError, match="there is no flag --outputdir"):
-        BuilderParser().parse_args(["--outputdir=x"])
+        BuilderParser("build_a_dataset", None).parse_args(["--outputdir=x"])
 
 
 def test_a_builder_without_memory_ends_in_one_line(capsys) -> None:
