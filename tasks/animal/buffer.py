@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluators.diversity import entropy
 from models.animal.completions import NONE
-from tasks.animal.clusters import Fit, Labels, Vectors, align, entropy, kmeans, nearest
+from tasks.animal.clusters import Fit, Labels, Vectors, align, kmeans, nearest
 
 
 @dataclass(frozen=True)
@@ -106,38 +107,41 @@ class ReplayBuffer:
         if self.pool is not None:
             self.pool.since_fit += len(entries)
 
-    def update(self, option: str, *, force: bool = False) -> bool:
-        """Refit the clusters of `option` if due or forced, and possible; returns whether it was done."""
+    def update(self, option: str) -> bool:
+        """Refit the clusters of `option` if due and possible; returns whether it was done."""
         bank = self.banks[option]
-        distinct = len({entry.text for entry in bank.entries})
-        k = min(self.n_clusters, distinct)  # KMeans would return empty clusters for equal texts
-        due = force or bank.centroids is None or bank.since_fit >= self.update_every
-        if not due or k < 2 or len(bank.entries) < self.min_samples:
+        texts = [entry.text for entry in bank.entries]
+        centroids = self._refit(bank, texts, bank.vectors, sorted(self.banks).index(option))
+        if centroids is None:
             return False
-        points = np.stack(bank.vectors)
-        number = sorted(self.banks).index(option)
-        bank.centroids = align(self.fit(points, k, self.seed + 1000 * number + bank.fits), bank.centroids)
-        bank.labels = nearest(points, bank.centroids).tolist()
-        bank.fits, bank.since_fit = bank.fits + 1, 0
+        bank.labels = nearest(np.stack(bank.vectors), centroids).tolist()
         return True
 
     def update_pool(self) -> bool:
         """Refit the pool's clusters if an option uses them and it is due; returns whether it was done."""
-        pool, banks = self.pool, list(self.banks.values())
-        if pool is None or all(bank.k for bank in banks):
+        banks = list(self.banks.values())
+        if self.pool is None or all(bank.k for bank in banks):
             return False
         texts = [entry.text for bank in banks for entry in bank.entries]
-        k, due = min(self.n_clusters, len(set(texts))), pool.centroids is None or pool.since_fit >= self.update_every
-        if not due or k < 2 or len(texts) < self.min_samples:
+        centroids = self._refit(self.pool, texts, [vector for bank in banks for vector in bank.vectors], len(banks))
+        if centroids is None:
             return False
-        points = np.stack([vector for bank in banks for vector in bank.vectors])
-        seed = self.seed + 1000 * len(banks) + pool.fits
-        pool.centroids = align(self.fit(points, k, seed), pool.centroids)
         for bank in banks:
             if not bank.k and bank.vectors:
-                bank.labels = nearest(np.stack(bank.vectors), pool.centroids).tolist()
-        pool.fits, pool.since_fit = pool.fits + 1, 0
+                bank.labels = nearest(np.stack(bank.vectors), centroids).tolist()
         return True
+
+    def _refit(self, bank: Bank, texts: Sequence[str], vectors: Sequence[Vectors], number: int) -> Vectors | None:
+        """Refit the clusters of `bank` to texts with vectors [d] each, and return the centroids; None if they are not
+        due, or there are too few texts. `number` gives each bank its own seeds."""
+        k = min(self.n_clusters, len(set(texts)))  # KMeans would return empty clusters for equal texts
+        due = bank.centroids is None or bank.since_fit >= self.update_every
+        if not due or k < 2 or len(texts) < self.min_samples:
+            return None
+        seed = self.seed + 1000 * number + bank.fits
+        bank.centroids = align(self.fit(np.stack(vectors), k, seed), bank.centroids)
+        bank.fits, bank.since_fit = bank.fits + 1, 0
+        return bank.centroids
 
     def clusters(self) -> list[int]:
         """Number of clusters of each option, its own or the pool's."""

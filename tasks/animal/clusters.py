@@ -6,7 +6,6 @@ Shapes: n texts with embeddings of width d and unit length, k clusters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,10 +84,3 @@ def align(new: Vectors, old: Vectors | None) -> Vectors:
     rows, places = linear_sum_assignment(distances)
     order = [*rows[np.argsort(places)], *sorted(set(range(len(new))) - set(rows.tolist()))]
     return new[order]
-
-
-def entropy(counts: Any) -> float:
-    """Entropy of a histogram, in nats; 0 for an empty one."""
-    counts = np.asarray(counts, dtype=np.float64)
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(shares * np.log(shares)).sum()) + 0.0

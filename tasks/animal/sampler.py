@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ class Drawn:
 
     ids: Tensor
     blocks: list[Blocks]
+
+    @cached_property
+    def valid(self) -> list[int]:
+        """The rows of the valid completions."""
+        return [row for row, block in enumerate(self.blocks) if block.valid]
+
+    def naming(self, option: str) -> list[int]:
+        """Which of the valid completions name `option`: indices into `valid`."""
+        return [number for number, row in enumerate(self.valid) if self.blocks[row].option == option]
 
     def tokens(self, row: int) -> tuple[int, ...]:
         """The tokens of a completion, including the one that ended it."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from evaluators.diversity import entropy
 from losses.diversity import Frequencies
 from models.animal.completions import Completions
-from tasks.animal.clusters import entropy
 from tasks.animal.sampler import Drawn
 
 NOT_MEASURED = math.nan

@@ -247,18 +247,14 @@ class AnimalTask:
             self.embedder.fit([block.text for block in drawn.blocks])
         self.embedder.load_state_dict(broadcast_object(self.embedder.state_dict()))  # machines round differently
         _, vectors = self._labels(drawn)
-        for option in self.options:
-            self._add(drawn, vectors, option, 0)
-            self.buffer.update(option)
-        self.buffer.update_pool()
+        self._update_buffer(drawn, vectors, 0)
         labels, _ = self._labels(drawn, vectors)
         if self.loss_head.config.objective == "tb":
             batch = as_completions(drawn, self.options, labels, self._names).to(self.runtime.device)
             self._frequencies = frequencies(batch, self.buffer.clusters(), [len(names) for names in self._names])
         self._filled = True
-        valid = sum(block.valid for block in drawn.blocks)
         counts = option_counts(drawn, [self.options, *self._names])
-        print_rank0(f"base        {valid} of {self.prefill} samples are valid ({counts})")
+        print_rank0(f"base        {len(drawn.valid)} of {self.prefill} samples are valid ({counts})")
         bare = [option for option, clusters in zip(self.options, self.buffer.clusters(), strict=True) if not clusters]
         if bare and self.loss_head.config.objective == "tb":  # tb never refits clusters
             print_rank0(
@@ -269,31 +265,27 @@ class AnimalTask:
 
     def _labels(self, drawn: Drawn, vectors: Vectors | None = None) -> tuple[list[int], Vectors]:
         """(cluster of each row, -1 for none; vectors [n, d] of valid rows, embedded by rank 0 for all)."""
-        valid = [row for row, block in enumerate(drawn.blocks) if block.valid]
-        texts = [drawn.blocks[row].open_text for row in valid]
+        texts = [drawn.blocks[row].open_text for row in drawn.valid]
         if vectors is None:
             vectors = broadcast_object(self.embedder.encode(texts) if is_main() and texts else None)
         labels = [NONE] * len(drawn.blocks)
         for option in self.options:
-            own = [i for i, row in enumerate(valid) if drawn.blocks[row].option == option]
+            own = drawn.naming(option)
             for i, label in zip(own, self.buffer.assign(option, vectors[own]).tolist() if own else [], strict=True):
-                labels[valid[i]] = label
+                labels[drawn.valid[i]] = label
         return labels, vectors
 
-    def _add(self, drawn: Drawn, vectors: Vectors, option: str, step: int) -> None:
-        valid = [row for row, block in enumerate(drawn.blocks) if block.valid]
-        own = [i for i, row in enumerate(valid) if drawn.blocks[row].option == option]
-        entries = [Entry(drawn.blocks[valid[i]].open_text, drawn.tokens(valid[i]), step) for i in own]
-        if own:
-            self.buffer.add(option, entries, vectors[own])
-
     def _update_buffer(self, drawn: Drawn, vectors: Vectors, step: int) -> None:
-        """Add the batch to the buffer and refit clusters that are due; tb keeps the base's clusters."""
+        """Add completions to the buffer and refit clusters that are due; tb keeps those of the base's samples."""
+        refits = not self._filled or self.loss_head.config.objective != "tb"
         for option in self.options:
-            self._add(drawn, vectors, option, step)
-            if self.loss_head.config.objective != "tb":
+            if own := drawn.naming(option):
+                rows = [drawn.valid[i] for i in own]
+                entries = [Entry(drawn.blocks[row].open_text, drawn.tokens(row), step) for row in rows]
+                self.buffer.add(option, entries, vectors[own])
+            if refits:
                 self.buffer.update(option)
-        if self.loss_head.config.objective != "tb":
+        if refits:
             self.buffer.update_pool()
 
     # --- metrics and evaluation ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.distributed import keyed_numpy
 from tasks.animal.buffer import Entry, ReplayBuffer
-from tasks.animal.clusters import align, best_kmeans, entropy, kmeans, nearest
+from tasks.animal.clusters import align, best_kmeans, kmeans, nearest
 
 REFITS = "pip install -e '.[animal]'"
 """Clusters that are fitted again are matched by scipy, which scikit-learn brings."""
@@ -48,7 +48,7 @@ def test_clusters_are_fitted_when_they_are_due() -> None:
     put(made, "cat", [0], 3)
     assert made.update("cat")
     assert made.banks["cat"].fits == 2
-    assert not made.update("dog", force=True)
+    assert not made.update("dog")
 
 
 def test_equal_texts_have_fewer_clusters() -> None:
@@ -172,7 +172,6 @@ def test_figures() -> None:
         "buffer_size/dog": 0,
         "cluster_entropy/dog": 0,
     }
-    assert entropy([2, 2]) == pytest.approx(np.log(2))
 
 
 def test_kmeans_finds_the_clusters_and_depends_on_its_seed_only() -> None:
