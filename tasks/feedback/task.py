@@ -25,8 +25,9 @@ from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 from tasks.feedback.base import FrozenBase
 from tasks.feedback.health import health_of
-from tasks.feedback.measure import controls, finish, measure
+from tasks.feedback.measure import Pairs, controls, finish, measure
 from tasks.feedback.noise import LEVELS, evaluation_noise, hide, next_tokens, training_noise
+from tasks.sums import add_metrics, mean_of, sum_dtype
 
 TRACKED = ("loss", "base_loss")
 """Training losses whose means between evaluations are in the history."""
@@ -79,7 +80,7 @@ class FeedbackTask:
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self.block_size = batches.documents.block_size
         self._step = 0
-        self._sums = torch.zeros(len(TRACKED), 2, dtype=self._sum_dtype, device=runtime.device)
+        self._sums = torch.zeros(len(TRACKED), 2, dtype=sum_dtype(runtime.device), device=runtime.device)
         """This process's training losses since the last evaluation: [sum, weight] for each of TRACKED."""
         self.history: list[dict[str, float]] = []
         """One entry for each evaluation: step, train/..., eval/...; the source of metrics.csv and log.txt."""
@@ -115,7 +116,7 @@ class FeedbackTask:
         _, result = self._run(micro_batch)
         for row, name in enumerate(TRACKED):
             if name in result.metrics:
-                pair = torch.stack([part.detach().to(self._sum_dtype) for part in result.metrics[name]])
+                pair = torch.stack([part.detach().to(self._sums.dtype) for part in result.metrics[name]])
                 self._sums[row] += torch.where(pair.isfinite().all(), pair, 0.0)
         return result.total, result.weight, result.metrics
 
@@ -166,13 +167,12 @@ class FeedbackTask:
                 metrics = self.measure_batch(held_out, index, repeat)
                 if controls:
                     metrics |= self.measure_controls(held_out, index, repeat)
-                for name, pair in metrics.items():
-                    sums[name] = sums[name] + pair if name in sums else pair
+                add_metrics(sums, metrics)
         means: dict[str, float | None] = {}
         counts: dict[str, float] = {}
         for name, pair in sums.items():
-            total, counts[name] = all_reduce_sum(pair).tolist()
-            means[name] = total / counts[name] if counts[name] else None
+            reduced = all_reduce_sum(pair)
+            means[name], counts[name] = mean_of(reduced), float(reduced[1])
         means |= finish(means, counts)
         means.pop("delta_nll_sq", None)  # only `finish` needs it
         loss, base_loss = means.get("loss"), means.get("base_loss")
@@ -180,18 +180,18 @@ class FeedbackTask:
             means |= {"delta_loss": loss - base_loss, "rel_change": (loss - base_loss) / abs(base_loss)}
         return {f"{prefix}/{name}": value for name, value in means.items()}
 
-    def measure_batch(self, held_out: EvalDocuments, index: int, repeat: int) -> dict[str, Tensor]:
-        """[sum, count] of each metric over this rank's rows of evaluation batch `index`; zeros if it has none."""
-        batch = self._batch(held_out, index, repeat, self.runtime.rank, self.runtime.world_size)
+    def measure_batch(self, held_out: EvalDocuments, index: int, repeat: int) -> Pairs:
+        """(sum, count) of each metric over this rank's rows of evaluation batch `index`; zeros if it has none."""
+        batch = self._mask(*held_out.batch(index, self.runtime.rank, self.runtime.world_size), repeat)
         output, result = self._run(batch)
         pairs = {**result.metrics, **measure(output, batch, self.loss_head)}
         if self.indomain is not None:
             rows = self.loss_head.rows(self.indomain(batch.inputs, batch.real), batch)
             pairs["indomain_loss"] = rows.sum(), batch.count.sum()
-        return self._stack(pairs)
+        return pairs
 
-    def measure_controls(self, held_out: EvalDocuments, index: int, repeat: int) -> dict[str, Tensor]:
-        """[sum, count] of each control over this rank's rows of evaluation batch `index`. Deltas are computed for the
+    def measure_controls(self, held_out: EvalDocuments, index: int, repeat: int) -> Pairs:
+        """(sum, count) of each control over this rank's rows of evaluation batch `index`. Deltas are computed for the
         whole batch, so that a row gets the same foreign one with any number of ranks."""
         assert self.base is not None
         scored = len(held_out.pieces(index))
@@ -211,13 +211,10 @@ class FeedbackTask:
             one = torch.ones((), device=batch.rate.device)
             health, self.layer_table = health_of(output.deltas[-1], self.model, self.base.model)
             pairs |= {f"delta_{name}": (one * value, one) for name, value in health.items()}
-        return self._stack(pairs)
-
-    def _batch(self, held_out: EvalDocuments, index: int, repeat: int, part: int = 0, parts: int = 1) -> Batch:
-        """Every `parts`-th row of evaluation batch `index`, from row `part` on, masked."""
-        return self._mask(*held_out.batch(index, part, parts), repeat)
+        return pairs
 
     def _mask(self, numbers: np.ndarray, rows: np.ndarray, repeat: int) -> Batch:
+        """The evaluation batch of rows [b, T] with these `numbers` in their split, masked."""
         tokens = torch.from_numpy(rows)
         if self.context is not None:
             batch = next_tokens(tokens, self.shape, self.context)
@@ -233,9 +230,6 @@ class FeedbackTask:
             batch = hide(tokens, self.shape, noise)
         return batch.to(self.runtime.device)
 
-    def _stack(self, pairs: Metrics) -> dict[str, Tensor]:
-        return {name: torch.stack([part.detach().to(self._sum_dtype) for part in pair]) for name, pair in pairs.items()}
-
     def _record(self, results: dict[str, float | None]) -> None:
         """Add an evaluation, with the training losses since the previous one, to the history; merge it into an entry of
         the same step."""
@@ -248,10 +242,6 @@ class FeedbackTask:
         entry |= {name: value for name, value in results.items() if value is not None and math.isfinite(value)}
         self.history = [known for known in self.history if known["step"] < self._step] + [entry]
         self._sums.zero_()
-
-    @property
-    def _sum_dtype(self) -> torch.dtype:
-        return torch.float32 if self.runtime.device.type == "mps" else torch.float64
 
     @property
     def _arch(self) -> dict[str, Any]:

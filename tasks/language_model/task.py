@@ -22,6 +22,7 @@ from engine.task import Interrupted, Metrics, ParamGroup, Runtime
 from losses.language_model import LMLossHead
 from models.language_models.gpt import GPT, LMOutput
 from tasks.optimizers import MATRICES_ONLY, optimizer_settings
+from tasks.sums import add_metrics, sum_dtype
 
 MicroBatch = tuple[Tensor, Tensor, int | None]
 """tokens and targets int64 [b, T] or [b, K, T], and the index of their vocabulary (None: the only one, or all)."""
@@ -173,12 +174,11 @@ class LanguageModelTask:
             pairs = dict(self.loss_head(output, targets).metrics)
             if entry.eot is not None:
                 pairs["ends"] = (self._loss_of_token(entry.eot, output, targets), pairs["loss"][1])
-            for name, pair in pairs.items():
-                value = torch.stack([part.to(self._sum_dtype) for part in pair])
-                sums[name] = sums[name] + value if name in sums else value
+            add_metrics(sums, pairs)
         if not sums:  # more ranks than rows: this rank only joins the reduction
             names = [*self._metric_names, *(["ends"] if entry.eot is not None else [])]
-            sums = {name: torch.zeros(2, dtype=self._sum_dtype, device=self.runtime.device) for name in names}
+            device = self.runtime.device
+            sums = {name: torch.zeros(2, dtype=sum_dtype(device), device=device) for name in names}
         means = {}
         for name, pair in sums.items():
             total, count = all_reduce_sum(pair).tolist()
@@ -193,10 +193,6 @@ class LanguageModelTask:
         mask = targets == token
         selected = replace(output, hidden=output.hidden[mask].unsqueeze(0))
         return self.loss_head.token_losses(selected, targets[mask].unsqueeze(0)).sum()
-
-    @property
-    def _sum_dtype(self) -> torch.dtype:
-        return torch.float32 if self.runtime.device.type == "mps" else torch.float64
 
     @property
     def _metric_names(self) -> list[str]:

@@ -27,6 +27,7 @@ from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
 from tasks.recursive_reasoning.epochs import EpochPlan
 from tasks.recursive_reasoning.halting import halting_shares, offer_shares
+from tasks.sums import add_metrics, mean_of
 
 Batch = dict[str, Tensor]
 MicroBatch = tuple[int, Batch]
@@ -261,16 +262,13 @@ class RecursiveReasoningTask:
             result = self.loss_head(real)
             counted = self.halting_metrics and latched
             halting = halting_shares(real.carry, self.model.halt_max_steps) if counted else {}
-            table = sums.setdefault(set_name, {})
-            for name, (total, count) in (result.metrics | halting).items():
-                if name.endswith("_live") or (name == "steps" and not latched):
-                    continue  # every row has halted at the last step
-                pair = (
-                    torch.stack([total.double(), count.double()])
-                    if total.device.type != "mps"
-                    else (torch.stack([total.float(), count.float()]))
-                )
-                table[name] = table[name] + pair if name in table else pair
+            # Every row has halted at the last step: metrics of rows that have not, and fixed steps, say nothing.
+            metrics = {
+                name: pair
+                for name, pair in (result.metrics | halting).items()
+                if not name.endswith("_live") and (name != "steps" or latched)
+            }
+            add_metrics(sums.setdefault(set_name, {}), metrics)
             for evaluator in evaluators:
                 evaluator.update(batch, steps, result.preds, valid)
         values = self._means(sums, prefix)
@@ -301,8 +299,8 @@ class RecursiveReasoningTask:
                 total = all_reduce_sum(pair.clone())
                 pooled[name] = pooled[name] + total if name in pooled else total
                 if len(sums) > 1:
-                    values[f"{prefix}/{set_name}/{name}"] = _mean(total)
-        return {**{f"{prefix}/{name}": _mean(pair) for name, pair in pooled.items()}, **values}
+                    values[f"{prefix}/{set_name}/{name}"] = mean_of(total)
+        return {**{f"{prefix}/{name}": mean_of(pair) for name, pair in pooled.items()}, **values}
 
     # --- state --------------------------------------------------------------------------------------------------------
 
