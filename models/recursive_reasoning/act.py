@@ -7,7 +7,7 @@ Shapes: B rows, T tokens, S = prefix + T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -45,6 +45,20 @@ class ACTCarry:
     steps: Tensor  # [B] int32, ACT steps taken on the current example
     halted: Tensor  # [B] bool, the row starts a new example at the next step
     data: dict[str, Tensor]  # inputs [B,T], labels [B,T] (-100 ignored), puzzle_identifiers [B]: int32
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, in a fixed order."""
+        return [self.steps, self.halted, *self.latents.values(), *self.data.values()]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ACTCarry:
+        """Apply `function` to each tensor, in the order of `tensors`."""
+        steps, halted = function(self.steps), function(self.halted)
+        latents = {name: function(rows) for name, rows in self.latents.items()}
+        return ACTCarry(latents, steps, halted, {name: function(rows) for name, rows in self.data.items()})
+
+    def rows(self, index: slice) -> ACTCarry:
+        """Select rows."""
+        return self.map(lambda tensor: tensor[index])
 
 
 @dataclass

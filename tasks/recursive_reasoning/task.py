@@ -188,22 +188,12 @@ class RecursiveReasoningTask:
 
     def carried(self) -> list[Tensor]:
         """The tensors of all carries, in a fixed order."""
-        carries = [carry for carry in self._carries if carry is not None]
-        return [t for c in carries for t in (c.steps, c.halted, *c.latents.values(), *c.data.values())]
+        return [tensor for carry in self._carries if carry is not None for tensor in carry.tensors()]
 
     def carry(self, tensors: list[Tensor]) -> None:
         """Replace the tensors of all carries, in the order of `carried`."""
         new = iter(tensors)
-        self._carries = [
-            carry
-            and ACTCarry(
-                steps=next(new),
-                halted=next(new),
-                latents={name: next(new) for name in carry.latents},
-                data={name: next(new) for name in carry.data},
-            )
-            for carry in self._carries
-        ]
+        self._carries = [carry and carry.map(lambda _: next(new)) for carry in self._carries]
 
     def param_groups(self) -> list[ParamGroup]:
         """The optimizer groups of the network and the puzzle embedding."""
@@ -322,23 +312,14 @@ class RecursiveReasoningTask:
         """Split the saved rows into this run's micro-batches. Raises: UsageError, ValueError if they do not fit."""
         if not state:
             return
-        saved, device = state["carry"], self.runtime.device
+        saved = state["carry"]
         rows = len(saved["steps"])
         self._require_slots(rows)
         self._check_carry(saved, rows)
-
-        def pieces(rows: Tensor) -> Iterable[Tensor]:
-            return rows.to(device).split(self.micro_rows)
-
-        latents = {name: list(pieces(rows)) for name, rows in saved["latents"].items()}
-        data = {name: list(pieces(rows)) for name, rows in saved["data"].items()}
-        for k, (steps, halted) in enumerate(zip(pieces(saved["steps"]), pieces(saved["halted"]), strict=True)):
-            self._carries[k] = ACTCarry(
-                latents={name: parts[k].clone() for name, parts in latents.items()},
-                steps=steps.clone(),
-                halted=halted.clone(),
-                data={name: parts[k].clone() for name, parts in data.items()},
-            )
+        carry = ACTCarry(saved["latents"], saved["steps"], saved["halted"], saved["data"])
+        carry = carry.map(lambda rows: rows.to(self.runtime.device))
+        cuts = [slice(first, first + self.micro_rows) for first in range(0, rows, self.micro_rows)]
+        self._carries = [carry.rows(cut).map(torch.clone) for cut in cuts]
 
     def _require_slots(self, rows: int) -> None:
         """Raise UsageError unless this rank has as many slots as the checkpoint."""
@@ -377,22 +358,11 @@ def evaluation_files(evaluators: Iterable[Any]) -> dict[str, str]:
 
 def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
     """Drop the padding rows of the last batch, which must not count in any mean."""
-    carry = output.carry
     return ACTOutput(
-        carry=ACTCarry(
-            latents={},
-            steps=carry.steps[:rows],
-            halted=carry.halted[:rows],
-            data={name: tensor[:rows] for name, tensor in carry.data.items()},
-        ),
+        carry=replace(output.carry, latents={}).rows(slice(rows)),
         logits=None if output.logits is None else output.logits[:rows],
         q_halt_logits=output.q_halt_logits[:rows],
         q_continue_logits=output.q_continue_logits[:rows],
         target_q_continue=None,
         aux={name: tensor[:rows] for name, tensor in output.aux.items()},
     )
-
-
-def _mean(pair: Tensor) -> float | None:
-    total, count = pair.tolist()
-    return total / count if count else None
