@@ -20,6 +20,7 @@ from torch import nn
 from engine.errors import UsageError
 from models.animal.config import LoraConfig
 from models.animal.operations import sizes_of
+from models.dtypes import compute_dtype
 
 INSTALL = "pip install -e '.[animal]'"
 LINEAR = ("Linear", "Conv1D")
@@ -54,7 +55,7 @@ class LoraLM(nn.Module):
         self.config, self.base = config, base
         self.lengths = (1, 1)
         """(prompt tokens, maximum completion tokens), for `flops`; set by the run."""
-        dtype = auto_dtype if config.forward_dtype == "auto" else getattr(torch, config.forward_dtype)
+        dtype = compute_dtype(config.forward_dtype, auto_dtype)
         # raised within peft
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         targets = lora_targets(base.model, config.lora_target_modules)

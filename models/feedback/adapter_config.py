@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from engine.fields import Inert, Range, check_fields
-from models.feedback.config import BaseConfig, ForwardDtype, TextShape, check_heads
+from models.dtypes import ForwardDtype
+from models.feedback.config import BaseConfig, TextShape, check_heads
 
 Target = Literal["q", "k", "v", "o", "fc", "proj"]
 Mode = Literal["distinct", "recurrent"]

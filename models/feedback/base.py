@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dtypes import compute_dtype
 from models.feedback.batch import BaseOutput
-from models.feedback.config import BaseConfig, TextShape, compute_dtype
+from models.feedback.config import BaseConfig, TextShape
 from models.feedback.layers import Block, Changes, Rope, key_mask, norm
 from models.layers import CastedEmbedding, RotaryTables, line_positions, tied_logits
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from engine.fields import Inert, Range, check_fields
-
-if TYPE_CHECKING:  # --help and the path verification read these keys without loading torch
-    import torch
+from models.dtypes import ForwardDtype
 
 Objective = Literal["masked_diffusion", "autoregressive"]
-ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -118,10 +115,3 @@ class LoopedConfig(BaseConfig):
     def applied(self) -> int:
         """Number of block applications in one forward pass."""
         return self.n_layer + (self.loops - 1) * self.loop_layers
-
-
-def compute_dtype(name: ForwardDtype, auto: torch.dtype) -> torch.dtype:
-    """Dtype of the activations; `auto` if forward_dtype=auto."""
-    import torch
-
-    return auto if name == "auto" else getattr(torch, name)

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.dtypes import compute_dtype
 from models.feedback.adapter import Adapter
 from models.feedback.adapter_config import AdapterShape, HyperConfig
 from models.feedback.base import BaseLM, base_flops
 from models.feedback.batch import BaseOutput, Batch
 from models.feedback.conditioning import STATES, Reader
-from models.feedback.config import compute_dtype
 from models.feedback.delta import LoraDelta
 from models.feedback.layers import Attention, Block, FeedForward, Rope, key_mask, norm
 from models.feedback.readout import GatedReadout, RawReadout

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from engine.fields import Inert, Range, check_fields
-
-if TYPE_CHECKING:  # --help and the path verification read these keys without loading torch
-    import torch
+from models.dtypes import ForwardDtype
 
 PositionEncoding = Literal["learned", "rope", "none"]
 SoftmaxVariant = Literal["softmax", "softmax1", "relu2max", "sigmoidmax", "consmax"]
@@ -17,7 +15,6 @@ NormPlacement = Literal["pre", "peri", "post"]
 MLPVariant = Literal["mlp", "swiglu"]
 Activation = Literal["gelu", "gelu_tanh", "squared_relu", "relu", "silu"]
 Sharing = Literal["none", "repeat", "cycle", "mirror"]
-ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 SWIGLU_MULTIPLE = 8
 # larger values are surely typos, and would build for hours
@@ -245,12 +242,6 @@ class GPTConfig:
     def has_values(self, layer: int) -> bool:
         """Whether block `layer` has a value embedding."""
         return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
-
-    def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
-        """Dtype of the activations; `auto` if forward_dtype=auto."""
-        import torch
-
-        return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
 
 
 def _listed(numbers: list[int]) -> str:

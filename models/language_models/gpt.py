@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.dtypes import compute_dtype
 from models.language_models.block import Block, Streams, TokenTables
 from models.language_models.cache import KVCache
 from models.language_models.config import GPTConfig, LMShape
@@ -57,7 +58,7 @@ class GPT(nn.Module):
         self, config: GPTConfig, shape: LMShape, *, auto_dtype: torch.dtype = torch.float32, attention: str = "auto"
     ) -> None:
         super().__init__()
-        self.config, self.shape, self.dtype = config, shape, config.compute_dtype(auto_dtype)
+        self.config, self.shape, self.dtype = config, shape, compute_dtype(config.forward_dtype, auto_dtype)
         self.wte = TokenTables(shape, config.n_embd, self.dtype)
         self.wpe = None
         if config.pos_encodings == "learned":

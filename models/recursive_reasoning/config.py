@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from engine.fields import Inert, Range, check_fields
-
-if TYPE_CHECKING:  # --help reads these keys without loading torch
-    import torch
+from models.dtypes import ForwardDtype
 
 PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
 LatentInit = Literal["learned", "random"]
 EvalHalting = Literal["fixed", "latched"]
-ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 # larger values are surely typos, and would build or run for hours
 _MOST = 1000
 _MOST_HEADS = 65536
@@ -208,12 +205,6 @@ class RecursiveConfig:
         that hold the embedding."""
         length = self.puzzle_emb_len or self._fewest_positions()
         return length if self.puzzle_emb_ndim else self.registers
-
-    def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
-        """Dtype of the activations; `auto` if forward_dtype=auto."""
-        import torch
-
-        return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
 
 
 @dataclass(kw_only=True)

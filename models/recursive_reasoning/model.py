@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from models.dtypes import compute_dtype
 from models.recursive_reasoning.act import ACTModel, PuzzleShape
 from models.recursive_reasoning.config import RecursiveConfig
 from models.recursive_reasoning.inner import RecursiveInner
@@ -35,7 +36,7 @@ class RecursiveModel(ACTModel, Pretrained):
         attention: str = "auto",
     ) -> None:
         plan, window = self.cycles(config)
-        dtype = config.compute_dtype(auto_dtype)
+        dtype = compute_dtype(config.forward_dtype, auto_dtype)
         inner = self.Inner(
             config, shape, plan=plan, window=window, dtype=dtype, attention=attention, readout=self.readout
         )

@@ -17,9 +17,10 @@ from engine.io import print_rank0
 from engine.loop.schedule import lr_factor
 from engine.registry import create_evaluators
 from engine.task import Runtime, TrainingPlan
+from models.dtypes import compute_dtype
 from models.feedback.adapter_config import AdapterShape, HyperConfig, StaticLoraConfig
 from models.feedback.apply import choose_form
-from models.feedback.config import BaseConfig, TextShape, compute_dtype
+from models.feedback.config import BaseConfig, TextShape
 from tasks.feedback.answers import Answers
 from tasks.feedback.args import EPOCHS, FeedbackConfig, FeedforwardConfig
 from tasks.feedback.base import find_base, find_indomain, load_base, load_indomain, text_shape

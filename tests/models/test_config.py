@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.dtypes import compute_dtype
 from models.recursive_reasoning.hrm import HRMConfig
 from models.recursive_reasoning.trm import TRMConfig
 
@@ -49,5 +50,5 @@ def test_prefix_length_and_dtypes():
     assert HRMConfig().prefix_len == 1
     assert HRMConfig(puzzle_emb_ndim=513).prefix_len == 2
     assert TRMConfig(num_heads=5, mlp_t=True).mlp_t  # heads play no part
-    assert TRMConfig().compute_dtype(torch.bfloat16) == torch.bfloat16
-    assert TRMConfig(forward_dtype="float32").compute_dtype(torch.bfloat16) == torch.float32
+    assert compute_dtype("auto", torch.bfloat16) == torch.bfloat16
+    assert compute_dtype("float32", torch.bfloat16) == torch.float32
