@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dataset.arguments import positive
 from dataset.catalog import describe
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.registry import family_of
+from engine.registry import Family, family_of
 from engine.run.environment import DATA_MARKS, data_change
 from engine.run.files import read_json, runs_below
 
@@ -50,6 +50,26 @@ def with_defaults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> argp
     """`args` with `defaults` filled in where a value is None."""
     missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
     return argparse.Namespace(**{**vars(args), **missing})
+
+
+def refuse_arguments(args: argparse.Namespace, names: Iterable[str], model: str) -> None:
+    """Raise UsageError if one of the arguments `names`, which do not apply to `model` (a description), is given."""
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for {model}")
+
+
+def require_family(run: str | Path, entry: str, family: Family) -> None:
+    """Raise UsageError unless the script `entry`, which wrote `run`, is that of `family`."""
+    if entry != family.entry:
+        raise UsageError(f"{run} was written by {entry}.py: expected a run of {family.entry}.py")
+
+
+def stored_weights(checkpoint: Any, kind: str = "ema") -> tuple[dict[str, Tensor], Literal["ema", "raw"]]:
+    """(weights of an engine.checkpoint.manifest.Checkpoint by name, which they are): the averaged ones if `kind` is ema
+    and the run keeps any, else the raw ones."""
+    averaged = checkpoint.ema if kind == "ema" else None
+    return {**checkpoint.model, **(averaged or {})}, "raw" if averaged is None else "ema"
 
 
 def pick_checkpoint(run: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from engine.io import print_rank0
 from models.animal.language_model import Sampling
 from tasks.animal.loading import open_animal_run
 from tasks.language_model.report import start_text
-from tasks.loading import data_root, pick_checkpoint, with_defaults
+from tasks.loading import data_root, pick_checkpoint, refuse_arguments, with_defaults
 
 DEFAULTS = {"num_samples": 8, "temperature": 1.0, "top_k": [0]}
 """Plain sampling, as in the run's evaluations."""
@@ -26,9 +26,7 @@ AT_ONCE = 256
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print completions, by default of its own prompt. Raises: UsageError."""
     args = with_defaults(args, DEFAULTS)
-    for name in UNSUPPORTED:
-        if getattr(args, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of train_animal.py")
+    refuse_arguments(args, UNSUPPORTED, "a run of train_animal.py")
     if args.prompt is not None and len(args.prompt) > 1:
         raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")
     settings = {"prompt": args.prompt and start_text(args.prompt[0]), "max_new_tokens": args.max_new_tokens}

@@ -24,7 +24,7 @@ from engine.registry import family_of
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
 from tasks.etrm.args import ETRMConfig
-from tasks.loading import shape_mismatch
+from tasks.loading import shape_mismatch, stored_weights
 
 KEY = "load_pretrained_decoder"
 WRITERS = ("pretrain", "pretrain_etrm")
@@ -64,7 +64,7 @@ class Decoder:
         if self.checkpoint is None:
             raise UsageError(f"{KEY}={self.name}: no such run or checkpoint")
         load_decoder(self.model, self.tensors)
-        averaged = ", averaged" if self.checkpoint.ema else ""
+        averaged = ", averaged" if self.checkpoint.has_ema else ""
         print_rank0(f"decoder     {self.checkpoint.path} (step {self.checkpoint.step}{averaged}); {self.provenance}")
 
 
@@ -87,7 +87,7 @@ def find_decoder(config: ETRMConfig, model: TRMWithEncoder, test: Sequence[Puzzl
     checkpoint = find_checkpoint(user_path(name))
     if checkpoint.entry not in WRITERS:
         raise UsageError(f"{KEY}={name}: written by {checkpoint.entry}.py, expected a run of pretrain.py")
-    tensors = decoder_part({**checkpoint.model, **(checkpoint.ema or {})})
+    tensors = decoder_part(stored_weights(checkpoint)[0])
     if mismatch := shape_mismatch(tensors, decoder_part(model.state_dict())):
         raise UsageError(f"{KEY}={name}: {mismatch}: expected the decoder's arch.* keys")
     if not config.allow_decoder_mismatch and (changed := changed_keys(checkpoint, model.config)):

@@ -13,10 +13,9 @@ from typing import Any
 from dataset.arc.build import ArcBuild, build_subsets
 from dataset.arc.tasks import Subset, read_task
 from dataset.writing import describe
-from engine.errors import UsageError
 from engine.run.load_run import find_checkpoint, open_checkpoint
 from tasks.etrm.family import FAMILY
-from tasks.loading import data_root, require_average
+from tasks.loading import data_root, refuse_arguments, require_average
 from tasks.recursive_reasoning.prediction import (
     COPIES,
     SUBSET,
@@ -39,12 +38,8 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
         UsageError: no usable checkpoint or data, a damaged task, one that does not fit the canvas, an argument that
             is about training.
     """
-    for name in _TRAINING_ARGUMENTS:
-        if getattr(args, name) is not None:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no meaning for a run of {FAMILY.entry}.py: the task is only shown, on "
-                "the canvas of the run's data"
-            )
+    model = f"a run of {FAMILY.entry}.py: the task is only shown, on the canvas of the run's data"
+    refuse_arguments(args, _TRAINING_ARGUMENTS, model)
     stored = find_checkpoint(args.checkpoint)
     place, task = Path(os.path.abspath(args.checkpoint)), read_task(args.task)
     folders = folders_here(args.checkpoint, stored.config, FAMILY)

@@ -19,7 +19,7 @@ from models.feedback.adapter_config import AdapterShape
 from models.feedback.config import TextShape
 from tasks.feedback.args import FeedbackConfig
 from tasks.feedback.base import FrozenBase, base_overrides, load_base, text_shape
-from tasks.loading import data_root, pick_checkpoint
+from tasks.loading import data_root, pick_checkpoint, stored_weights
 
 
 @dataclass(kw_only=True)
@@ -59,8 +59,8 @@ def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) 
             base = load_base(own, runtime, kept[0])
         full = AdapterShape(base=base.model.config, text=shape) if base is not None else shape
         model, _ = family.create_model(config, full, runtime)
-        averaged = stored.ema if weights == "ema" else None
-        load_weights(model, {**stored.model, **(averaged or {})}, strict=True)
+        tensors, chosen = stored_weights(stored, weights)
+        load_weights(model, tensors, strict=True)
         model.eval()
     return FeedbackRun(
         model=model,
@@ -70,5 +70,5 @@ def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) 
         shape=shape,
         tokenizer=kept[0].tokenizer(),
         step=stored.step,
-        weights="raw" if averaged is None else "ema",
+        weights=chosen,
     )

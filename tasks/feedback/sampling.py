@@ -13,7 +13,7 @@ from tasks.feedback.generation import Sampling, base_passes, fill, predictor
 from tasks.feedback.loading import FeedbackRun, load_feedback_run
 from tasks.language_model.generation import SCORES, truncate
 from tasks.language_model.report import encode_prompt, start_text
-from tasks.loading import TEXT, with_defaults
+from tasks.loading import TEXT, refuse_arguments, with_defaults
 
 UNSUPPORTED = ("top_k", "min_p", "dataset")
 """Arguments of scripts/sample.py that do not apply to these models."""
@@ -21,9 +21,7 @@ UNSUPPORTED = ("top_k", "min_p", "dataset")
 
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print its samples. Raises: UsageError."""
-    for name in UNSUPPORTED:
-        if getattr(args, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a model that fills in masked text")
+    refuse_arguments(args, UNSUPPORTED, "a model that fills in masked text")
     args = with_defaults(args, TEXT)
     if len(args.prompt) > 1:
         raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dataset.text.loading import dataset_folders
 from dataset.text.named import ensure_text
@@ -16,7 +16,7 @@ from engine.io import print_rank0
 from engine.run.environment import data_change
 from engine.run.files import read_json
 from tasks.language_model.family import FAMILY
-from tasks.loading import data_root, pick_checkpoint
+from tasks.loading import data_root, pick_checkpoint, require_family, stored_weights
 
 
 @dataclass(kw_only=True)
@@ -50,16 +50,14 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
     run = Path(os.path.abspath(run))
     with contextlib.chdir(data_root(run)):
         stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
-        if stored.entry != FAMILY.entry:
-            raise UsageError(f"{run} was written by {stored.entry}.py: expected a run of {FAMILY.entry}.py")
+        require_family(run, stored.entry, FAMILY)
         config = read_config(stored, FAMILY.schema, device=device)
         vocabularies = vocabularies_for(stored, config)
         runtime = make_runtime(config)
         model, _ = FAMILY.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
-        averaged = stored.ema if weights == "ema" else None
-        load_weights(model, {**stored.model, **(averaged or {})}, strict=True)
+        tensors, chosen = stored_weights(stored, weights)
+        load_weights(model, tensors, strict=True)
         model.eval()
-    chosen: Literal["ema", "raw"] = "ema" if averaged is not None else "raw"
     return TextRun(
         model=model, config=config, runtime=runtime, checkpoint=stored, weights=chosen, vocabularies=vocabularies
     )

@@ -13,7 +13,7 @@ from engine.errors import UsageError
 from tasks.language_model.generation import generate, truncate
 from tasks.language_model.loading import load_text_run
 from tasks.language_model.report import encode_prompt, start_text
-from tasks.loading import TEXT, with_defaults
+from tasks.loading import TEXT, refuse_arguments, with_defaults
 
 UNSUPPORTED = ("steps", "feedback_every", "block_length")
 """Arguments of scripts/sample.py that do not apply to these models."""
@@ -21,9 +21,7 @@ UNSUPPORTED = ("steps", "feedback_every", "block_length")
 
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print its samples. Raises: UsageError."""
-    for name in UNSUPPORTED:
-        if getattr(args, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a model that writes from left to right")
+    refuse_arguments(args, UNSUPPORTED, "a model that writes from left to right")
     args = with_defaults(args, TEXT)
     prompts = [start_text(text) for text in args.prompt]
     run = load_text_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights)

@@ -25,7 +25,7 @@ from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
 from models.language_models.gpt2_weights import from_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
 from tasks.language_model.args import TrainConfig
-from tasks.loading import shape_mismatch
+from tasks.loading import shape_mismatch, stored_weights
 
 HUB = "openai-community/"
 GPT2_VOCAB_SIZE = 50257
@@ -124,9 +124,9 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
             f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or mismatch}: "
             "the same arch.* and a data set of the same vocabulary are needed"
         )
-    averaged = checkpoint.ema or {}  # if a run keeps averages, those were evaluated
-    load_weights(model, {**checkpoint.model, **averaged}, strict=True)
-    print_rank0(f"weights     {source} (step {checkpoint.step}{', averaged' if averaged else ''})")
+    weights, kind = stored_weights(checkpoint)  # if a run keeps averages, those were evaluated
+    load_weights(model, weights, strict=True)
+    print_rank0(f"weights     {source} (step {checkpoint.step}{', averaged' if kind == 'ema' else ''})")
 
 
 def load_nanogpt(path: Path, model: Any) -> None:

@@ -14,7 +14,7 @@ from dataset.format import PuzzleSplit, load_splits
 from engine.errors import UsageError
 from engine.io import user_path
 from engine.registry import Family
-from tasks.loading import data_identity, data_root, require_average, warn_of_other_data
+from tasks.loading import data_identity, data_root, require_average, require_family, warn_of_other_data
 from tasks.recursive_reasoning.family import FAMILY
 
 
@@ -72,9 +72,7 @@ def load_puzzle_run(
     if twice := next((path for path in chosen if chosen.count(path) > 1), None):
         raise UsageError(f"--data names {twice} twice: its examples would count twice")
     with contextlib.chdir(data_root(checkpoint)):
-        writer = find_checkpoint(checkpoint).entry
-        if writer != family.entry:
-            raise UsageError(f"{run} was written by {writer}.py: expected a run of {family.entry}.py")
+        require_family(run, find_checkpoint(checkpoint).entry, family)
         opened = open_checkpoint(checkpoint, device=device, weights=weights or "ema")
         task: Any = opened.plan.task
         config = opened.config

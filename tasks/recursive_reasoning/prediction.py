@@ -37,7 +37,7 @@ from engine.run.load_run import find_checkpoint, read_config
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
 from evaluators.voting.tasks import Protocol
-from tasks.loading import data_root, with_defaults
+from tasks.loading import data_root, stored_weights, with_defaults
 from tasks.recursive_reasoning.build import build
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -57,8 +57,7 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
     """
     args = with_defaults(args, DEFAULTS)
     checkpoint = find_checkpoint(args.checkpoint, checksums=True)
-    averaged = checkpoint.ema if args.weights != "raw" else None
-    weights: dict[str, Tensor] = {**checkpoint.model, **(averaged or {})}
+    weights, kind = stored_weights(checkpoint, args.weights or "ema")
     if TABLE not in weights:
         raise UsageError(f"{args.checkpoint} has no puzzle embedding (arch.puzzle_emb_ndim=0): there is nothing to fit")
     if (size := len(weights[TOKEN_EMBEDDING])) != VOCAB_SIZE:
@@ -85,7 +84,7 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
         model: Any = training.task.module
         act_steps = model.halt_max_steps
     fitted = {"adapt": args.adapt, "steps": args.steps, "copies": copies, "act_steps": act_steps, "side": side}
-    source = {"checkpoint": str(checkpoint.path), "task": str(task.path), "weights": "ema" if averaged else "raw"}
+    source = {"checkpoint": str(checkpoint.path), "task": str(task.path), "weights": kind}
     return {**record, "fit": {**fitted, "seed": args.seed, **source}}
 
 

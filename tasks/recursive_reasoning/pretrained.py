@@ -12,15 +12,14 @@ from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.load_run import find_checkpoint, open_checkpoint
 from reports.model_card import Verify, model_card
-from tasks.loading import data_root
+from tasks.loading import data_root, require_family
 from tasks.recursive_reasoning.family import FAMILY
 
 
 def write_pretrained(args: Namespace, verify: Verify | None = None) -> None:
     """Write `args.folder` atomically. `verify` checks the run for the model card. Raises: UsageError."""
     source, folder = Path(os.path.abspath(args.source)), Path(os.path.abspath(args.folder))
-    if (entry := find_checkpoint(args.source).entry) != FAMILY.entry:
-        raise UsageError(f"{args.source} was written by {entry}.py: expected a run of {FAMILY.entry}.py")
+    require_family(args.source, find_checkpoint(args.source).entry, FAMILY)
     with contextlib.chdir(data_root(source)):
         opened = open_checkpoint(source, device="cpu", weights=args.weights)
     model: Any = opened.plan.task.module

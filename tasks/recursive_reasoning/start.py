@@ -25,7 +25,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.model import RecursiveModel
-from tasks.loading import data_root, shape_mismatch
+from tasks.loading import data_root, shape_mismatch, stored_weights
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -50,7 +50,7 @@ def load_initial(config: PretrainConfig, model: RecursiveModel, train: Sequence[
     """
     name = f"{KEY}={config.load_checkpoint}"
     checkpoint = _find(name, user_path(str(config.load_checkpoint)))
-    weights, own = {**checkpoint.model, **(checkpoint.ema or {})}, model.state_dict()
+    (weights, kind), own = stored_weights(checkpoint), model.state_dict()
     report, table = "no puzzle table", weights.get(TABLE)
     if table is not None and TABLE in own and table.shape[1:] == own[TABLE].shape[1:]:
         theirs, ours = _names(_folders(checkpoint), len(table)), _names(_roots(train), len(own[TABLE]))
@@ -63,7 +63,7 @@ def load_initial(config: PretrainConfig, model: RecursiveModel, train: Sequence[
             "arch.mlp_t=true or learned positions of the same length, too)"
         )
     load_weights(model, weights, strict=True)
-    averaged = ", averaged" if checkpoint.ema else ""
+    averaged = ", averaged" if kind == "ema" else ""
     print_rank0(f"weights     {checkpoint.path} (step {checkpoint.step}{averaged}), {len(weights)} tensors; {report}")
     if changed:
         print_rank0(f"note: the weights were trained with {', '.join(changed)}")

@@ -34,6 +34,7 @@ from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
 from models.recursive_reasoning.act import PuzzleShape
 from reports.model_card import Verify, model_card
+from tasks.loading import require_family, stored_weights
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.build import groups_of
 from tasks.recursive_reasoning.family import FAMILY
@@ -253,11 +254,10 @@ def export_run(args: Namespace, verify: Verify | None = None) -> None:
     """
     checkpoint = find_checkpoint(args.source, checksums=True)
     family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
-    if family.entry != FAMILY.entry:
-        raise UsageError(f"{args.source} was written by {family.entry}.py: expected a run of {FAMILY.entry}.py")
+    require_family(args.source, family.entry, FAMILY)
     config = public_config(checkpoint.config)
-    averaged = checkpoint.ema if args.weights == "ema" else None
-    weights = clean_names({**checkpoint.model, **(averaged or {})})
+    stored, kind = stored_weights(checkpoint, args.weights)
+    weights = clean_names(stored)
     origin = checkpoint.extra.get("public")
     if origin is not None:
         try:
@@ -273,7 +273,7 @@ def export_run(args: Namespace, verify: Verify | None = None) -> None:
     card = model_card(
         checkpoint,
         name=folder.name,
-        weights="ema" if averaged else "raw",
+        weights=kind,
         model={"class": config["arch"]["name"], "parameters": f"{sum(t.numel() for t in weights.values()):,} numbers"},
         loading=LOADING.format(file=f"{folder.name}/{name}"),
         tags=["recursive-reasoning"],
@@ -281,9 +281,8 @@ def export_run(args: Namespace, verify: Verify | None = None) -> None:
         verify=verify,
     )
     write_public(folder, config=config, tensors=tensors, name=name, card=card)
-    print_rank0(
-        f"model       {config['arch']['name']}, {'averaged' if averaged else 'raw'} weights, step {checkpoint.step}"
-    )
+    which = "averaged" if kind == "ema" else "raw"
+    print_rank0(f"model       {config['arch']['name']}, {which} weights, step {checkpoint.step}")
     print_rank0(f"written     {args.folder}/{name} and all_config.yaml")
 
 
