@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,14 @@ def evaluate_run(
         UsageError: an argument that this family does not support, no usable checkpoint or data.
     """
     stored, limits = find_checkpoint(args.checkpoint), limits or {}
+    _check_arguments(args, stored.entry, {*limits, *(["data"] if override_data else [])})
     limited = {name: value for name in limits if (value := getattr(args, name)) is not None}
-    for name, default in {**DEFAULTS, **({} if override_data else {"data": None})}.items():
-        if getattr(args, name) != default and name not in limits:
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {stored.entry}.py")
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
     data_names = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(data_root(checkpoint)):
         overrides = dict(override_data(checkpoint, data_names)) if override_data else {}
-        for name, value in limited.items():
-            block, dot, key = limits[name].partition(".")
-            chosen = None if value == "all" else value
-            overrides[block] = {**stored.config[block], key: chosen} if dot else chosen
-        if "max_groups" in limited and "max_examples" not in limited:
-            overrides[limits["max_examples"]] = None  # groups are evaluated whole
+        overrides |= _limit_overrides(limited, limits, stored.config)
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
         require_average(opened, args.weights)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
@@ -82,29 +75,59 @@ def evaluate_run(
     if not is_main():
         return
     results = {name: value for name, value in results.items() if name.startswith("eval/")}
-    width = max(28, 2 + max(map(len, results), default=0))
-    for name, value in results.items():
-        print_rank0(f"{name:<{width}}{value:.4f}" if value is not None else f"{name:<{width}}-")
-    step, config = opened.checkpoint.step, opened.config
     checkpoint_name = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
-    shown = f", {mode}={getattr(config, mode)}" if mode else ""
-    print_rank0(f"checkpoint  {opened.run_dir}, {checkpoint_name}: step {step}, {opened.weights} weights{shown}")
-    for card in data:
-        print_rank0(f"data        {card['path']}, content hash {card['content_hash'][:12]}")
-    marks = [f"data-{data[0]['content_hash'][:8]}"] if data_names else []
-    marks += [f"{name.removeprefix('max_')}-{value}" for name, value in limited.items() if name != "batch_size"]
-    marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
+    _print_results(results, opened, checkpoint_name, data, mode)
     settings = {
         "run": str(opened.run_dir),
         "checkpoint": checkpoint_name,
-        "step": step,
+        "step": opened.checkpoint.step,
         "weights": opened.weights,
-        **{key: _setting(config, key) for key in [*([mode] if mode else []), *keys, *limits.values()]},
+        **{key: _setting(opened.config, key) for key in [*([mode] if mode else []), *keys, *limits.values()]},
         "data": data,
         "device": str(opened.runtime.device),
     }
-    target = target or opened.run_dir / ("_".join([f"evaluation_step_{step}", *marks]) + ".json")
+    marks = [f"data-{data[0]['content_hash'][:8]}"] if data_names else []
+    marks += [f"{name.removeprefix('max_')}-{value}" for name, value in limited.items() if name != "batch_size"]
+    marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
+    target = target or opened.run_dir / ("_".join([f"evaluation_step_{opened.checkpoint.step}", *marks]) + ".json")
     write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": results})
+
+
+def _check_arguments(args: argparse.Namespace, entry: str, supported: Collection[str]) -> None:
+    for name, default in {**DEFAULTS, "data": None}.items():
+        if getattr(args, name) != default and name not in supported:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {entry}.py")
+
+
+def _limit_overrides(
+    limited: Mapping[str, Any], limits: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config keys that the given limits override; a key within a block overrides the whole block."""
+    overrides: dict[str, Any] = {}
+    for name, value in limited.items():
+        block, dot, key = limits[name].partition(".")
+        chosen = None if value == "all" else value
+        overrides[block] = {**overrides.get(block, config[block]), key: chosen} if dot else chosen
+    if "max_groups" in limited and "max_examples" not in limited:
+        overrides[limits["max_examples"]] = None  # groups are evaluated whole
+    return overrides
+
+
+def _print_results(
+    results: Mapping[str, float | None],
+    opened: OpenedCheckpoint,
+    checkpoint: str,
+    data: Sequence[Mapping[str, str]],
+    mode: str | None,
+) -> None:
+    width = max(28, 2 + max(map(len, results), default=0))
+    for name, value in results.items():
+        print_rank0(f"{name:<{width}}{value:.4f}" if value is not None else f"{name:<{width}}-")
+    shown = f", {mode}={getattr(opened.config, mode)}" if mode else ""
+    where = f"{opened.run_dir}, {checkpoint}: step {opened.checkpoint.step}, {opened.weights} weights"
+    print_rank0(f"checkpoint  {where}{shown}")
+    for card in data:
+        print_rank0(f"data        {card['path']}, content hash {card['content_hash'][:12]}")
 
 
 def _setting(config: Any, key: str) -> Any:
