@@ -222,16 +222,8 @@ def build_subsets(
     with building(plan.output_dir) as root:
         refuse_existing(root, overwrite=plan.overwrite)
         subsets, encoder = read(), plan.data_mode == "encoder"
-        report = partial(leakage_report, test_sets=plan.test_sets, whole_tasks=encoder, relations=relations)
-        leakage = report([subset.within(plan.canvas) for subset in subsets])
         collections = collections_of(subsets)
-        removed: list[str] = []
-        if encoder and plan.overlap == "drop":
-            # A report has only the strongest relation of each grid: tasks that share it by a weaker one appear next.
-            while (result := drop_overlap(subsets, plan.test_sets, leakage))[1]:
-                subsets, gone = result
-                leakage, removed = report([subset.within(plan.canvas) for subset in subsets]), sorted([*removed, *gone])
-            leakage["left_out"] = removed
+        subsets, leakage, removed = _held_apart(plan, subsets, relations)
         drawn = make_plan(
             subsets,
             test_sets=plan.test_sets,
@@ -244,15 +236,7 @@ def build_subsets(
         if removed:
             drawn.skipped["training tasks that share an id or a grid with a held-out task"] = len(removed)
         if not drawn.train.tasks or not drawn.test.tasks:
-            empty = "test" if drawn.train.tasks else "training"
-            if encoder and all(subset.name in plan.test_sets for subset in subsets):
-                raise UsageError(f"every subset is a test set ({', '.join(plan.test_sets)}): add one to train on")
-            if removed and not any(subset.tasks for subset in subsets if subset.name not in plan.test_sets):
-                raise UsageError(
-                    f"all {len(removed)} training tasks share an id or a grid with a held-out task and are left out: "
-                    "--overlap keep keeps them"
-                )
-            raise UsageError(f"--canvas {plan.canvas}: no {empty} task fits it ({_listed(drawn.skipped)})")
+            raise UsageError(_why_empty(plan, drawn, subsets, removed))
         lines = dict(card or {})
         if claims_to_be_published(root) and not collections and not lines.get("stand_in"):
             raise UsageError(
@@ -293,6 +277,41 @@ def build_subsets(
             check=write_reports,
         )
     return {**written, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def _held_apart(
+    plan: ArcBuild, subsets: list[Subset], relations: Sequence[str]
+) -> tuple[list[Subset], dict[str, Any], list[str]]:
+    """(subsets to build, leakage report, names of the training tasks left out because they share an id or a grid with
+    a held-out one)."""
+    encoder = plan.data_mode == "encoder"
+    removed: list[str] = []
+
+    def report(subsets: Sequence[Subset]) -> dict[str, Any]:
+        fitting = [subset.within(plan.canvas) for subset in subsets]
+        return leakage_report(fitting, test_sets=plan.test_sets, whole_tasks=encoder, relations=relations)
+
+    leakage = report(subsets)
+    if encoder and plan.overlap == "drop":
+        # A report has only the strongest relation of each grid: tasks that share it by a weaker one appear next.
+        while (result := drop_overlap(subsets, plan.test_sets, leakage))[1]:
+            subsets, gone = result
+            leakage, removed = report(subsets), sorted([*removed, *gone])
+        leakage["left_out"] = removed
+    return subsets, leakage, removed
+
+
+def _why_empty(plan: ArcBuild, drawn: BuildPlan, subsets: Sequence[Subset], removed: Sequence[str]) -> str:
+    """Why no task is left to train or to test on."""
+    if plan.data_mode == "encoder" and all(subset.name in plan.test_sets for subset in subsets):
+        return f"every subset is a test set ({', '.join(plan.test_sets)}): add one to train on"
+    if removed and not any(subset.tasks for subset in subsets if subset.name not in plan.test_sets):
+        return (
+            f"all {len(removed)} training tasks share an id or a grid with a held-out task and are left out: "
+            "--overlap keep keeps them"
+        )
+    empty = "test" if drawn.train.tasks else "training"
+    return f"--canvas {plan.canvas}: no {empty} task fits it ({_listed(drawn.skipped)})"
 
 
 def _write_tasks(folder: Path, subset: Subset) -> None:
