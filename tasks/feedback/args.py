@@ -118,7 +118,7 @@ class FeedforwardConfig(RunConfig):
     decay_lr: bool = True
     """Warm-up, then cosine decay to min_lr; false: constant."""
     warmup_ratio: Annotated[float, Range(0, below=1), Inert("decay_lr=false")] = 0.1
-    """Warm-up as a share of the run: step s of w has s / (w + 1) of the peak."""
+    """Warm-up as a share of the run: step s of w has s / w of the peak."""
     min_lr: Annotated[float, Range(0), Inert("decay_lr=false")] = 3e-5
     """Learning rate at the end."""
     weight_decay: Annotated[

@@ -14,7 +14,7 @@ from dataset.text.vocabulary import vocabularies_of
 from engine import building
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.loop.schedule import lr_factor
+from engine.loop.schedule import Decay, lr_factor
 from engine.registry import create_evaluators
 from engine.task import Runtime, TrainingPlan
 from models.dtypes import compute_dtype
@@ -143,7 +143,7 @@ def build(
     steps = config.total_steps or epoch * config.epochs.get(config.active_dataset, EPOCHS)
     warmup = int(config.warmup_ratio * steps) if config.decay_lr else 0
     schedule = partial(
-        lr_factor,
+        learning_rate_factor,
         decay=config.decay,
         warmup=warmup,
         horizon=steps,
@@ -179,6 +179,16 @@ def build(
         },
         keep_every=config.save_epoch_interval and config.save_epoch_interval * epoch,
     )
+
+
+def learning_rate_factor(step: int, *, decay: Decay, warmup: int, horizon: int, floor: float) -> float:
+    """Share of the peak learning rate at `step` (1-based): step / warmup up to step `warmup`, then the decay.
+
+    Example (cosine, warm-up 10 of 100 steps, floor 0.1): step 1 -> 0.1, 10 -> 1, 11 -> 1, 56 -> 0.55, 101 -> 0.1.
+    """
+    if step <= warmup:
+        return step / warmup
+    return lr_factor(step, decay, warmup=warmup, horizon=horizon, floor=floor)
 
 
 def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> None:
