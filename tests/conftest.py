@@ -135,19 +135,7 @@ def run_forked(
     function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs
 ) -> Result:
     """Call `function` in a forked child; a SystemExit becomes the exit code, a traceback code 1."""
-    _warm_up()
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(theirs, function, args, kwargs, str(cwd), env or {}))
-    process.start()
-    theirs.close()
-    try:
-        code, output = ours.recv()
-    except EOFError:
-        process.join()
-        return Result(process.exitcode or 0, "")
-    process.join()
-    return Result(code, output)
+    return finish(*start_forked(function, *args, cwd=cwd, env=env, **kwargs))
 
 
 def _entry(script: str, argv: list[str]) -> None:
@@ -184,14 +172,17 @@ def finish(process, connection) -> Result:
     return Result(process.exitcode if code is None else code, output)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def fork_ranks(
     function: Callable, *args, cwd: Path | str = ROOT, ranks: int = 2, stagger_s: float = 0.0
 ) -> list[Result]:
     """Call `function` in `ranks` forked processes with torchrun's variables; later ranks start `stagger_s` later."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = []
+    port, started = free_port(), []
     for number in range(ranks):
         env = {
             "RANK": str(number),
@@ -306,3 +297,11 @@ def metrics(run_dir: Path) -> list[dict]:
     """metrics.jsonl without the time fields, which are all that may differ between equal runs."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def status_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "status.json").read_text())
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / (run_dir / "checkpoints/latest").read_text().strip()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +15,7 @@ from safetensors.torch import load_file
 
 from engine.distributed import _agree_on_prefix
 from tasks.recursive_reasoning.task import RecursiveReasoningTask
-from tests.conftest import ROOT, run_ranks
+from tests.conftest import ROOT, free_port, last_checkpoint, run_ranks, status_of
 
 SMALL = (
     "--config-name=cfg_pretrain_sudoku_4x4",
@@ -54,14 +52,8 @@ def agent(*argv: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def weights(run: Path) -> dict:
-    last = run / "checkpoints" / (run / "checkpoints/latest").read_text().strip()
+    last = last_checkpoint(run)
     return load_file(last / "model.safetensors")
 
 
@@ -128,7 +120,7 @@ def test_survivors_say_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch
     assert "ValueError: the cause" in second.output
     assert "another rank stopped" in first.output
     assert "Traceback" not in first.output
-    status = json.loads((workplace / "checkpoints/p/r/status.json").read_text())
+    status = status_of(workplace / "checkpoints/p/r")
     assert (status["state"], status["exit_code"]) == ("failed", 1)
 
 

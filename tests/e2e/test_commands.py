@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, status_of
 
 TINY = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu")
 
@@ -32,7 +31,7 @@ def test_the_documented_smoke_command_verbatim(tmp_path: Path) -> None:
     assert done.stdout.count("is missing: building it now") == 1
     (run,) = (tmp_path / "checkpoints/pretrain").iterdir()
     assert (run / "step_10/manifest.json").exists()
-    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert status_of(run)["state"] == "done"
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["checkpoints", "data"]
 
 
@@ -76,7 +75,7 @@ def test_torchrun_reports_1_and_status_tells_the_truth(workplace: Path) -> None:
         cwd=workplace,
     )
     assert done.returncode == 1
-    status = json.loads((workplace / "checkpoints/pretrain/r/status.json").read_text())
+    status = status_of(workplace / "checkpoints/pretrain/r")
     assert (status["state"], status["exit_code"]) == ("refused", 2)
 
 

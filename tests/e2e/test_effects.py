@@ -14,7 +14,7 @@ from engine.loop import compiling
 from losses import ACTLossConfig, FeudalLossConfig
 from models.recursive_reasoning.subgoal import SubgoalConfig
 from tasks.recursive_reasoning.args import PretrainConfig
-from tests.conftest import metrics, run_script
+from tests.conftest import last_checkpoint, metrics, run_script
 
 BASE = """
     --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=9 epochs=2 eval_interval=1
@@ -39,7 +39,7 @@ def trace(folder: Path, *argv: str, run: str = "checkpoints/p/r") -> Trace:
     result = run_script("pretrain", *BASE, *argv, cwd=folder)
     assert result.code == 0, result.output
     root = folder / run
-    last = root / "checkpoints" / (root / "checkpoints/latest").read_text().strip()
+    last = last_checkpoint(root)
     raw = load_file(last / "model.safetensors")
     digest = hashlib.sha256(b"".join(raw[name].numpy().tobytes() for name in sorted(raw))).hexdigest()
     lines = metrics(root)

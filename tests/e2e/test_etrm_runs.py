@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dataset.build_arc_dataset import main as build_tables
 from dataset.build_arc_dataset_encoder import main as build_demonstrations
-from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
+from tests.conftest import _entry, finish, last_checkpoint, metrics, run_ranks, run_script, start_forked
 
 SHAPE = """
     arch.hidden_size=32 arch.num_heads=2 arch.expansion=1.0 arch.H_cycles=2 arch.L_cycles=2 arch.L_layers=1
@@ -63,7 +63,7 @@ def whole(
 
 
 def weights(run: Path, *files: str) -> dict[str, bytes]:
-    last = run / "checkpoints" / (run / "checkpoints/latest").read_text().strip()
+    last = last_checkpoint(run)
     return {
         name: tensor.numpy().tobytes()
         for file in files

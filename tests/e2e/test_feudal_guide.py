@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import ROOT, SHARED, _entry, metrics, run_forked, run_script
+from tests.conftest import ROOT, SHARED, _entry, metrics, run_forked, run_script, status_of
 from tests.e2e.recipes import PRETRAIN
 from tests.e2e.test_docs import check, commands, read
 from tests.engine.test_trackers import fake_wandb
@@ -173,7 +172,7 @@ def test_the_script_runs_from_its_own_folder_with_further_arguments(tmp_path: Pa
         assert any(name in line for line in lines)
     assert 0 < lines[-1]["train/feudal_loss"] < 2
     assert "warning" not in done.stdout + done.stderr
-    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert status_of(run)["state"] == "done"
 
 
 def test_the_script_says_what_is_missing(tmp_path: Path, tiny_data: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import shutil
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Result, run_forked, run_script
+from tests.conftest import ROOT, Result, run_forked, run_script, status_of
 from tests.e2e.test_runs_before_repair import FIXTURES
 
 ON_RUNS = {
@@ -85,7 +84,7 @@ def test_a_resume_takes_the_data_of_the_working_directory(here: Path, script: st
     (here.parent / "moved/data").rename(here / "data")
     result = run_script(script, *RESUMES[script], cwd=here)
     assert result.code == 0, result.output
-    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert status_of(run)["state"] == "done"
     assert [path.name for path in here.iterdir()] == ["data"]
     shutil.rmtree(here / "data")
     for which in TOKENS_ONLY if script == "train" else ():

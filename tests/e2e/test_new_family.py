@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.registry import FAMILIES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, last_checkpoint
 
 TOY = ROOT / "tests/fixtures/toy_family"
 PAGE = ROOT / "docs/architecture.md"
@@ -68,9 +67,7 @@ def run(project: Path, *argv: str, code: int = 0, **environment: str) -> str:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(
-        run_dir / "checkpoints" / (run_dir / "checkpoints/latest").read_text().strip() / "model.safetensors"
-    )
+    return load_file(last_checkpoint(run_dir) / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +110,7 @@ def test_a_fault_of_the_toy_family_is_observed_and_then_stops_a_launch(project: 
 @pytest.mark.slow
 def test_two_ranks_under_ddp_train_the_same_model_and_the_parameter_of_its_loss(project: Path, trained: Path) -> None:
     """One call of the module makes model and loss, so DDP sees the loss head's parameter too."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    rank = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    rank = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, "parity.py", "device=cpu", "run_name=two", "parallel=ddp"],

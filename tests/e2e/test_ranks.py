@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import metrics, run_ranks, run_script
+from tests.conftest import last_checkpoint, metrics, run_ranks, run_script, status_of
 
 BASE = """
     --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=20 epochs=4 global_batch_size=8
@@ -30,7 +29,7 @@ HRM = (
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
-    last = run / "checkpoints" / (run / "checkpoints/latest").read_text().strip()
+    last = last_checkpoint(run)
     tensors = {}
     for file in ("model", "ema"):
         for name, value in load_file(last / f"{file}.safetensors").items():
@@ -114,4 +113,4 @@ def test_a_batch_that_does_not_divide_is_refused(workplace: Path) -> None:
     results = run_ranks("pretrain", *BASE, "global_batch_size=6", "accumulation=2", cwd=workplace)
     assert [result.code for result in results] == [2, 2], results
     assert "global_batch_size=6" in results[0].output
-    assert json.loads((workplace / "checkpoints/p/r/status.json").read_text())["state"] == "refused"
+    assert status_of(workplace / "checkpoints/p/r")["state"] == "refused"

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from engine.io import sha256_json
-from tests.conftest import _entry, finish, metrics, run_script, start_forked
+from tests.conftest import _entry, finish, last_checkpoint, metrics, run_script, start_forked, status_of
 
 RUN = """
     --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=24 epochs=4 checkpoint_interval=3
@@ -24,7 +24,7 @@ RUN = """
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    last = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    last = last_checkpoint(run)
     return {
         name: tensor.numpy().tobytes()
         for file in ("model", "ema", "state")
@@ -72,7 +72,7 @@ def test_whole_run_leaves_what_is_promised(whole: Path) -> None:
         "checkpoints",
         "step_24",
     } <= names
-    assert json.loads((whole / "status.json").read_text())["state"] == "done"
+    assert status_of(whole)["state"] == "done"
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["name"] == "val/exact_accuracy"
     assert summary["goal"] == "max"
@@ -98,7 +98,7 @@ def test_a_signal_saves_and_exits_three(whole: Path, workplace: Path, number: si
     run = workplace / "checkpoints/p/r"
     code, output = interrupt(workplace, number, 4)
     assert code == 3, output
-    status = json.loads((run / "status.json").read_text())
+    status = status_of(run)
     assert status["state"] == "interrupted"
     assert status["exit_code"] == 3
     assert (run / f"step_{status['step']}" / "manifest.json").exists()
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_offered(workplace: Path)
     code, output = interrupt(workplace, signal.SIGTERM, 5)
     assert code == 3, output
     run = workplace / "checkpoints/p/r"
-    latest = run / "checkpoints" / (run / "checkpoints/latest").read_text().strip()
+    latest = last_checkpoint(run)
     content = bytearray((latest / "model.safetensors").read_bytes())
     content[-5] ^= 0x40
     (latest / "model.safetensors").write_bytes(content)
@@ -210,7 +210,7 @@ def test_resume_false_never_goes_on(workplace: Path) -> None:
     result = run_script("pretrain", *RUN, "resume=false", "max_steps=2", cwd=workplace)
     assert result.code == 0, result.output
     assert (workplace / "checkpoints/p/r.1").is_dir()
-    assert json.loads((workplace / "checkpoints/p/r/status.json").read_text())["step"] == 2
+    assert status_of(workplace / "checkpoints/p/r")["step"] == 2
 
 
 def test_budget_device_and_logging_do_not_make_another_run(whole: Path, workplace: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_refused_command_moves_nothing(workplace: Path) -> None:
     for override in ("data_paths=[data/nowhere]", "accumulation=3", "global_batch_size=100000"):
         assert run_script("pretrain", *RUN, override, cwd=workplace).code == 2
     assert [path.name for path in (workplace / "checkpoints/p").iterdir()] == ["r"]
-    assert json.loads((workplace / "checkpoints/p/r/status.json").read_text())["state"] == "done"
+    assert status_of(workplace / "checkpoints/p/r")["state"] == "done"
 
 
 def test_a_signal_while_data_are_built_stops_at_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import engine.run.launch
 from engine.errors import UsageError
 from engine.run.environment import check_data
-from tests.conftest import Result, _entry, metrics, run_forked, run_script
+from tests.conftest import Result, _entry, metrics, run_forked, run_script, status_of
 from tests.train.conftest import TINY, attempt, place, texts, train  # noqa: F401 (fixtures)
 
 PRETRAIN = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "run_dir=r")
@@ -29,10 +29,6 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "data" not in path.relative_to(folder).parts and path.name != ".lock"
     }
-
-
-def status(run: Path) -> dict:
-    return json.loads((run / "status.json").read_text())
 
 
 def one_line(result: Result, code: int) -> str:
@@ -62,7 +58,7 @@ def test_a_signal_while_the_folder_is_opened(place: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(engine.run.launch, "report_run_dir", report)
     result = attempt(place)
     assert result.code == 3, result.output
-    assert status(place / "out/r")["state"] == "interrupted"
+    assert status_of(place / "out/r")["state"] == "interrupted"
 
 
 def test_a_branch_off_a_checkpoint_of_another_model(workplace: Path) -> None:
@@ -161,7 +157,7 @@ def test_a_run_whose_folder_goes_away_says_so(workplace: Path, texts: Path, what
     result = run_forked(_at_step, script, argv, 5, what, "r", cwd=workplace)
     assert "was removed or renamed during the run" in one_line(result, 1)
     if what in ("rename", "replace"):
-        assert status(workplace / "elsewhere")["state"] == "failed"
+        assert status_of(workplace / "elsewhere")["state"] == "failed"
     assert not (workplace / "r").exists() or os.listdir(workplace / "r") in ([], ["status.json"])
 
 
@@ -189,7 +185,7 @@ def test_a_text_that_is_cut_short_under_a_run(tmp_path: Path, texts: Path, file:
     result = run_forked(_cut_short, "train", [*TINY], [f"data/plain/{file}"], cwd=tmp_path)
     line = one_line(result, 1)
     assert f"data/plain/{file} was cut short while it was in use (16 bytes" in line
-    assert status(tmp_path / "out/r")["state"] == "failed"
+    assert status_of(tmp_path / "out/r")["state"] == "failed"
 
 
 @pytest.mark.parametrize("file", ["train/all__inputs.npy", "test/all__labels.npy"])
@@ -231,7 +227,7 @@ def test_a_file_that_cannot_be_written_is_one_line(workplace: Path, name: str, c
     assert os.strerror(code) in one_line(result, result.code)
     again = run_script("pretrain", *PRETRAIN, cwd=workplace)
     assert again.code == 0, again.output
-    assert status(workplace / "r")["state"] == "done"
+    assert status_of(workplace / "r")["state"] == "done"
 
 
 def _building_on_a_full_disk(argv: list[str], text: str) -> None:

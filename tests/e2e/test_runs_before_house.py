@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, metrics, run_forked, run_script
+from tests.conftest import ROOT, metrics, run_script
 
 FIXTURES = ROOT / "tests/fixtures"
 RUNS = {
@@ -43,18 +43,12 @@ def test_a_resume_gives_the_numbers_of_then(old: Path, name: str) -> None:
                 assert line[key] == pytest.approx(value, rel=1e-4, abs=1e-6), (line["step"], key)
 
 
-def _evaluate(run: str) -> None:
-    from scripts.evaluate import main, parse
-
-    main(parse([run, "--device", "cpu"]))
-
-
 @pytest.mark.parametrize(
     ("name", "metric", "value"),
     [("feudal", "feudal_loss", 0.6690372228622437), ("mixture", "eval/val_loss", 2.7527883052825928)],
 )
 def test_an_evaluation_gives_the_figure_of_then(old: Path, name: str, metric: str, value: float) -> None:
-    result = run_forked(_evaluate, name, cwd=old)
+    result = run_script("scripts/evaluate", name, "--device=cpu", cwd=old)
     assert result.code == 0, result.output
     written = json.loads((old / name / f"evaluation_step_{RUNS[name][2]}.json").read_text())
     assert written["results"][metric] == pytest.approx(value, rel=1e-5)

@@ -21,7 +21,7 @@ from engine.io import sha256_json
 from engine.run.identity import complete
 from engine.run.request import RunRequest
 from tasks.language_model.args import TrainConfig
-from tests.conftest import ROOT, metrics, run_forked, run_script
+from tests.conftest import ROOT, metrics, run_script, status_of
 
 FIXTURES = ROOT / "tests/fixtures/runs_before_repair"
 PRETRAIN = """
@@ -51,7 +51,7 @@ def check_that_it_went_on(run: Path, output: str, at: int, to: int) -> None:
     assert lines[: len(stored)] == stored
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, to + 1))
     assert all(line["train/loss"] < 3.5 for line in lines if "train/loss" in line)
-    status = json.loads((run / "status.json").read_text())
+    status = status_of(run)
     assert (status["state"], status["step"]) == ("done", to)
 
 
@@ -81,18 +81,12 @@ def test_the_same_command_recognises_a_finished_run(old: Path) -> None:
     assert sorted(path.name for path in old.iterdir()) == ["data", "pretrain", "train"]
 
 
-def _evaluate(run: str) -> None:
-    from scripts.evaluate import main, parse
-
-    main(parse([run, "--device", "cpu"]))
-
-
 @pytest.mark.parametrize(
     ("run", "step", "name", "value"),
     [("pretrain", 8, "loss", 2.0031774044036865), ("train", 10, "eval/val_loss", 2.71864914894104)],
 )
 def test_evaluation_gives_the_figure_of_then(old: Path, run: str, step: int, name: str, value: float) -> None:
-    result = run_forked(_evaluate, run, cwd=old)
+    result = run_script("scripts/evaluate", run, "--device=cpu", cwd=old)
     assert result.code == 0, result.output
     written = json.loads((old / run / f"evaluation_step_{step}.json").read_text())
     assert written["results"][name] == pytest.approx(value, rel=1e-5)
@@ -109,7 +103,7 @@ def test_a_run_keeps_the_data_order_it_began_with(old: Path, how: str) -> None:
     argv = ("resume=true", "run_dir=pretrain", "device=cpu") if how == "by its folder" else PRETRAIN
     identity = json.loads((old / "pretrain/identity.json").read_text())["identity"]
     for last in (10, 12):  # twice: what was kept is kept again
-        status = json.loads((old / "pretrain/status.json").read_text())
+        status = status_of(old / "pretrain")
         (old / "pretrain/status.json").write_text(json.dumps({**status, "state": "interrupted"}))
         result = run_script("pretrain", *argv, f"max_steps={last}", cwd=old)
         assert result.code == 0, result.output
@@ -131,7 +125,7 @@ def _rewrite(run: Path, *, without: tuple[str, ...]) -> None:
         del node[last]
     stored["identity"] = sha256_json(stored["config"])
     (run / "identity.json").write_text(json.dumps(stored))
-    status = json.loads((run / "status.json").read_text())
+    status = status_of(run)
     (run / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
 
 
@@ -154,7 +148,7 @@ def test_what_was_left_to_defaults_is_the_same_run(old: Path, extra: tuple[str, 
 def test_a_value_that_differs_is_another_run(old: Path) -> None:
     """What the command says of a key that came later counts, and so does a default that is not what was stored."""
     for word in ("select_on=validation", "arch.rope_theta=9000"):
-        status = json.loads((old / "pretrain/status.json").read_text())
+        status = status_of(old / "pretrain")
         (old / "pretrain/status.json").write_text(json.dumps({**status, "state": "interrupted"}))
         result = run_script("pretrain", *PRETRAIN, word, "max_steps=1", cwd=old)
         assert result.code == 0, result.output

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from engine.io import sha256_file, sha256_json
-from tests.conftest import _entry, finish, metrics, run_forked, run_script, start_forked
+from tests.conftest import _entry, finish, metrics, run_forked, run_script, start_forked, status_of
 
 RUN = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "run_name=r")
 
 
 def status(folder: Path) -> dict:
-    return json.loads((folder / "checkpoints/p/r/status.json").read_text())
+    return status_of(folder / "checkpoints/p/r")
 
 
 def small_disk(argv: list[str], after: int) -> None:

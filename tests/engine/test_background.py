@@ -16,7 +16,7 @@ from engine.checkpoint import store as store_module
 from engine.checkpoint.manifest import find_fault, step_folders
 from engine.checkpoint.state_tree import RowSharded, copied
 from engine.checkpoint.store import Background
-from tests.conftest import _entry, finish, metrics, run_script, start_forked
+from tests.conftest import _entry, finish, metrics, run_script, start_forked, status_of
 
 RUN = (
     "--config-name=cfg_pretrain_sudoku_4x4",
@@ -108,7 +108,7 @@ def test_the_same_bytes_while_training_continues(whole: Path, workplace: Path, s
     assert metrics(run) == metrics(whole)
     assert (run / "checkpoints/latest").read_text() == "step_12\n"
     assert (run / "step_12").is_symlink()
-    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert status_of(run)["state"] == "done"
 
 
 def test_large_models_do_so_by_themselves(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

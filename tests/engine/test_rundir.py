@@ -20,6 +20,7 @@ from engine.run import directory
 from engine.run.decision import resolve_run
 from engine.run.directory import RunDirectory, open_run
 from engine.run.request import RunRequest, run_dir
+from tests.conftest import status_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
@@ -47,10 +48,6 @@ def lived(path: Path, *steps: int, state: str = "interrupted", identity=ONE, **o
     return run.path
 
 
-def status(path: Path) -> dict:
-    return json.loads((path / "status.json").read_text())
-
-
 # --- auto
 
 
@@ -58,8 +55,8 @@ def test_new_run(tmp_path, capsys):
     run = opened(tmp_path / "a" / "run")
     assert (run.decision.action, run.decision.checkpoint, run.path) == ("new", None, tmp_path / "a" / "run")
     assert capsys.readouterr().out == run.message + "\n" == f"{run.path}: new run\n"
-    assert status(run.path)["state"] == "running"
-    assert status(run.path)["pid"] == os.getpid()
+    assert status_of(run.path)["state"] == "running"
+    assert status_of(run.path)["pid"] == os.getpid()
     identity = json.loads((run.path / "identity.json").read_text())
     assert identity["config"] == ONE
     assert identity["entry"] == "pretrain"
@@ -72,8 +69,8 @@ def test_auto_goes_on_with_an_unfinished_run(tmp_path, state):
     assert run.decision.action == "resume"
     assert run.decision.checkpoint == path / "checkpoints" / "step_10"
     assert "resuming from step_10" in run.message
-    assert status(path)["state"] == "running"
-    assert status(path)["step"] == 10
+    assert status_of(path)["state"] == "running"
+    assert status_of(path)["step"] == 10
     assert (path / "metrics.jsonl").read_text()
 
 
@@ -101,7 +98,7 @@ def test_auto_sets_a_finished_run_aside(tmp_path, capsys):
     assert (run.decision.action, run.decision.checkpoint) == ("set_aside", None)
     assert "run was in the way (a finished run) and is now run.1" in capsys.readouterr().out
     assert (tmp_path / "run.1/checkpoints/step_5/manifest.json").read_bytes() == old
-    assert status(tmp_path / "run.1")["state"] == "done"
+    assert status_of(tmp_path / "run.1")["state"] == "done"
     assert not (path / "checkpoints").exists()
     run.set_status("done")
     run.close()
@@ -162,7 +159,7 @@ def test_true_goes_on_finished_or_not(tmp_path, state):
     path = lived(tmp_path / "run", 5, state=state)
     run = opened(path, resume="true")
     assert (run.decision.action, run.decision.checkpoint) == ("resume", path / "checkpoints" / "step_5")
-    assert status(path)["state"] == "running"
+    assert status_of(path)["state"] == "running"
 
 
 def test_a_resume_counts_the_seconds_of_its_checkpoint_and_no_other_launch_does(tmp_path):
@@ -227,7 +224,7 @@ def test_resume_from_a_step_of_this_run(tmp_path, state):
         run = opened(path, resume_from=spec)
         assert run.decision.action == "resume"
         assert run.decision.checkpoint.resolve() == (path / "checkpoints" / "step_5").resolve()
-        assert status(path)["step"] == 5
+        assert status_of(path)["step"] == 5
         run.close()
     with pytest.raises(UsageError, match=r"resume_from=step_6.*step_5"):
         opened(path, resume_from="step_6")
@@ -333,7 +330,7 @@ def test_a_live_run_is_not_touched_and_a_killed_one_goes_on(tmp_path, identity):
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate()
-    assert status(path)["state"] == "running"
+    assert status_of(path)["state"] == "running"
     run = opened(path, identity)
     if identity == ONE:
         assert (run.decision.action, run.decision.checkpoint.name) == ("resume", "step_4")

@@ -17,16 +17,13 @@ from engine.run.environment import describe_environment
 from engine.run.files import truncate_to
 from engine.run.identity import identity_of
 from engine.run.request import RunRequest, expand_pattern, to_glob
+from tests.conftest import status_of
 
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
 
 
 def opened(path: Path) -> RunDirectory:
     return open_run(RunRequest(path, ONE, "pretrain"))
-
-
-def status(path: Path) -> dict:
-    return json.loads((path / "status.json").read_text())
 
 
 def test_expand_pattern():
@@ -86,7 +83,7 @@ def test_status_and_summary(tmp_path):
     run = opened(tmp_path / "run")
     run.set_status("running", step=7)
     run.set_status("failed", exit_code=1, message="out of memory", loss=float("nan"))
-    now = status(run.path)
+    now = status_of(run.path)
     assert now.pop("time").startswith("20")
     assert now == {
         "state": "failed",

@@ -16,7 +16,7 @@ from engine.loop import trainer as trainer_module
 from engine.loop.evaluations import EarlyStop, check_early_stop
 from engine.loop.schedule import Plateau
 from engine.run.load_run import misfit
-from tests.conftest import metrics, run_script
+from tests.conftest import metrics, run_script, status_of
 from tests.e2e.test_ranks import final
 from tests.engine.test_trainer import make
 from tests.engine.test_trainer_resume import stored
@@ -237,7 +237,7 @@ def test_a_resumed_run_stops_where_the_whole_one_does(workplace: Path) -> None:
     assert summary["stopped_early"] is True
     assert summary["step"] == 32  # the first of 4 evaluations, 8 steps apart, is the one to beat
     assert summary["best"]["step"] in (8, 16, 24, 32)
-    assert json.loads((whole / "status.json").read_text())["state"] == "done"
+    assert status_of(whole)["state"] == "done"
 
     for steps in (24, 400):  # 24 is an evaluation: it must be counted once, not twice
         argv = [*RUN, *stop, "run_name=parts", f"max_steps={steps}", *(["resume=true"] if steps > 24 else [])]

@@ -19,7 +19,7 @@ from engine.io import file_lock
 from launcher.jobs import read
 from launcher.ledger import HOST, Ledger
 from scripts import run_jobs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, status_of
 from tests.launcher.job_cases import count, events, marks, opens_the_lock, printed, run, wait_for, write
 
 
@@ -262,7 +262,7 @@ def test_a_shipped_line_with_two_ranks(workplace: Path, capsys: pytest.CaptureFi
     assert [job.mark for job in read(path).jobs] == ["x", "!"], output
     assert "trying again" not in output, "a refused run is not retried, though torchrun says 1"
     run_dir = workplace / "checkpoints/trm/sudoku_4x4"
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "done"
+    assert status_of(run_dir)["state"] == "done"
     assert "sudoku_4x4: done" in output
     assert "checkpoints/trm/sudoku_4x4" in output
     assert "2 rank(s)" in next((workplace / "logs/jobs-shipped").glob("sudoku_4x4-*.log")).read_text()

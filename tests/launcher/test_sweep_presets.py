@@ -10,7 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tests.conftest import Result, metrics, run_script
+from tests.conftest import Result, metrics, run_script, status_of
 from tests.e2e.recipes import PRETRAIN, TRAIN
 from tests.launcher.sweep_cases import ROOT, results, start
 
@@ -64,7 +64,7 @@ def test_limit_keeps_the_size_and_ends_after_ten_steps(workplace: Path) -> None:
 def test_nonfinite_stops_at_the_first_bad_step(workplace: Path) -> None:
     done = run("nonfinite", workplace, "lr=1e30", "lr_warmup_steps=0", "max_steps=6", "global_batch_size=8")
     assert done.code == 1
-    status = json.loads((workplace / RUN / "status.json").read_text())
+    status = status_of(workplace / RUN)
     assert (status["state"], status["step"]) == ("failed", 2)
     assert "attention math" in done.output
     fine = run("nonfinite", workplace, "max_steps=2", "global_batch_size=8", "run_name=fine")

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.results import JobResult, over_seeds, publish, table
 from launcher.sweep import RANKS
-from tests.conftest import metrics, run_script
+from tests.conftest import metrics, run_script, status_of
 from tests.launcher.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
@@ -256,7 +256,7 @@ def test_four_runs_one_killed_and_the_same_command_goes_on(workplace: Path) -> N
     victim, deadline = workplace / "checkpoints/p/s_lr-0.0001_seed-1", time.monotonic() + 120
     while not (victim / "checkpoints/latest").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(json.loads((victim / "status.json").read_text())["pid"], signal.SIGKILL)
+    os.kill(status_of(victim)["pid"], signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == 1
     assert "job 1 failed, exit code 1: killed by SIGKILL (checkpoints/p/s_lr-0.0001_seed-1)" in output

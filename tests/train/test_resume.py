@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
+from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked, status_of
 from tests.train.conftest import TINY, attempt, train
 
 MIXTURE = ("training_mode=multidataset", "dataset_list=[plain,other]", "dataset_sampling_probs=[0.3,0.7]")
@@ -106,7 +105,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(place: Path) -> None:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGTERM)
     assert finish(process, connection).code == 3
-    status = json.loads((place / "out/r/status.json").read_text())
+    status = status_of(place / "out/r")
     assert status["state"] == "interrupted"
     result = attempt(place, *argv, f"max_steps={status['step'] + 2}")
     assert f"resuming from step_{status['step']}" in result.output
