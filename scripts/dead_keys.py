@@ -50,7 +50,7 @@ def chosen(args: argparse.Namespace) -> list[Path]:
     if unknown := [name for name in args.recipes if name not in known]:
         raise UsageError(f"there is no recipe {unknown[0]}: {did_you_mean(unknown[0], known)}")
     named = [known[name] for name in args.recipes]
-    return named or (list(known.values()) if args.all else first_recipes(ROOT))
+    return named or (list(known.values()) if args.all else first_recipes())
 
 
 def main(args: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
         for recipe in chosen(args):
             with tempfile.TemporaryDirectory(prefix="flips-") as folder:
                 try:
-                    flips = flips_of(recipe, root=ROOT, data=Path(folder) / "data")
+                    flips = flips_of(recipe, Path(folder) / "data")
                 except ImportError as error:
                     print(f"{recipe.stem}: skipped ({error})")
                     continue

@@ -23,6 +23,7 @@ from engine.cli.keys import inert_reason
 from engine.cli.resolve import observe_script, resolve
 from engine.errors import UsageError
 from engine.fields import declared, flatten
+from engine.registry import ROOT
 from verification.probes.changes import Way, aspects, candidates, declaration, try_out
 from verification.probes.instance import Tiny, with_keys
 from verification.probes.overrides import effect_of
@@ -77,32 +78,32 @@ class Flip:
         return self.dead or self.untried or bool(self.error)
 
 
-def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
+def tiny_recipe(recipe: Path, data: Path) -> Tiny:
     """The tiny instance of a recipe `config/cfg_*.yaml`; its data are written to `data`, which must not exist.
 
     Raises:
         UsageError: the recipe is not usable.
         ImportError: it needs a library that is not installed.
     """
-    script, *words = recipe_command(root, recipe)
-    trace = resolve(root / script, words, root=root)
+    script, *words = recipe_command(ROOT, recipe)
+    trace = resolve(ROOT / script, words, root=ROOT)
     assert trace.resolved is not None, trace.problems
-    module = observe_script(root / script).module
+    module = observe_script(ROOT / script).module
     assert module is not None
     resolved = {key: value for key, value in trace.resolved.items() if key != "hydra"}
     return make_tiny(module, resolved, data)
 
 
-def flips_of(recipe: Path, *, root: Path, data: Path) -> list[Flip]:
+def flips_of(recipe: Path, data: Path) -> list[Flip]:
     """The flips of all keys of a recipe, cached until our code changes.
 
     Raises: UsageError for an unusable recipe; ImportError if it needs a library that is not installed.
     """
-    texts = [path.read_text(encoding="utf-8") for path in sorted((root / "config").rglob("*.yaml"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "config").rglob("*.yaml"))]
 
     def compute() -> list[dict[str, Any]]:
         with contextlib.redirect_stdout(io.StringIO()):
-            return [asdict(flip) for flip in flips(tiny_recipe(recipe, root=root, data=data))]
+            return [asdict(flip) for flip in flips(tiny_recipe(recipe, data))]
 
     return [Flip(**row) for row in recall(["flips", recipe.stem, *texts], compute)]
 
@@ -169,12 +170,12 @@ def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
     return keys
 
 
-def first_recipes(root: Path) -> list[Path]:
+def first_recipes() -> list[Path]:
     """One recipe for each script and architecture, which has the keys of the others."""
     first: dict[tuple[str, str], Path] = {}
-    for recipe in sorted(recipes(root), key=lambda path: (len(path.stem), path.stem)):
+    for recipe in sorted(recipes(ROOT), key=lambda path: (len(path.stem), path.stem)):
         arch = re.search(r"^ *- arch: (\S+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
-        first.setdefault((recipe_script(root, recipe), arch[1] if arch else ""), recipe)
+        first.setdefault((recipe_script(ROOT, recipe), arch[1] if arch else ""), recipe)
     return list(first.values())
 
 

@@ -28,11 +28,11 @@ PLAIN = {bool: "boolean", int: "integer", float: "number"}
 COMMENT = "# yaml-language-server: $schema=schemas/"
 
 
-def describe_recipe(recipe: Path, root: Path) -> tuple[str, Schema]:
+def describe_recipe(recipe: Path) -> tuple[str, Schema]:
     """(file name, schema) of a recipe: the keys of its script, with those of its model and loss."""
-    script, *words = recipe_command(root, recipe)
+    script, *words = recipe_command(ROOT, recipe)
     schema = family_of(Path(script).stem, "script").schema
-    trace = trace_of(root / script, words, root=root)
+    trace = trace_of(ROOT / script, words, root=ROOT)
     assert trace.resolved is not None, trace.problems
     arch = trace.resolved["arch"]
     loss = named_block(getattr(resolve(arch["loss"]["name"], "losses"), "Config", None))
@@ -116,7 +116,7 @@ def main() -> None:
     folder = ROOT / "config/schemas"
     folder.mkdir(exist_ok=True)
     for recipe in recipes(ROOT):
-        name, schema = describe_recipe(recipe, ROOT)
+        name, schema = describe_recipe(recipe)
         atomic_write_text(folder / name, as_text(schema))
         text = recipe.read_text(encoding="utf-8")
         if (changed := with_comment(text, name)) != text:

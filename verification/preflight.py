@@ -27,10 +27,10 @@ SETTLED = ("JOB020", "JOB030")
 --config-dir need not be in config/."""
 
 
-def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
+def review(config: Any, entry: str) -> tuple[Subject, Report]:
     """Judge a checked config as `engine.config.load_synced_config` returns it; `entry` is the script without .py."""
     words = source_of(config).overrides
-    trace = resolve(root / f"{entry}.py", words, root=root, cwd=Path.cwd(), launched=config)
+    trace = resolve(ROOT / f"{entry}.py", words, root=ROOT, cwd=Path.cwd(), launched=config)
     subject = Subject(trace=trace, command=parse(["python", f"{entry}.py", *words]), kind="launch", job=entry)
     findings = settled([*run_rules(subject, launch=True), *observed(subject, start=False)])
     findings = [one for one in findings if one.code not in SETTLED]
@@ -49,10 +49,10 @@ def check_launch(family: Family, config: Any) -> dict[str, Any]:
         family.check(config)
     except UsageError as error:
         raise with_place(error, source_of(config)) from error
-    return preflight(config, family.entry, ROOT)
+    return preflight(config, family.entry)
 
 
-def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
+def preflight(config: Any, entry: str) -> dict[str, Any]:
     """Check the chain of a run and return its path signature.
 
     `config.verify` (strict where the schema has no such key): strict stops at a FAIL, warn prints it, off skips all.
@@ -63,7 +63,7 @@ def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
     level = getattr(config, "verify", "strict")
     if level == "off":
         return {}
-    _, report = review(config, entry, root)
+    _, report = review(config, entry)
     enforce(report, level, f"python scripts/verify_path.py -- python {entry}.py ...", print_rank0)
     return report.signature
 

@@ -51,7 +51,7 @@ def slots(tiny: Tiny) -> Found:
 
     def halt(number: int, output: Any) -> Any:
         rows = pattern(output.carry) if number == 0 else ~pattern(output.carry)
-        return output if tiny.fixed else replace(output, carry=replace(output.carry, halted=rows))
+        return output if tiny.act_mode == "fixed" else replace(output, carry=replace(output.carry, halted=rows))
 
     recorder = Recorder(task.module, halt)
     taken = torch.zeros(task.global_rows, dtype=torch.int64)
@@ -126,7 +126,7 @@ def keys_take_effect(tiny: Tiny) -> Found:
 
 def fresh_encoding(tiny: Tiny) -> Found:
     """DYN704: continuing rows use a context encoded with the current weights."""
-    if tiny.fixed:
+    if tiny.act_mode == "fixed":
         raise Unobservable("a fixed model takes its steps between two updates")
     task = tiny.build().task
     encoder, recorder = task.model.encoder, Recorder(task.module, force)

@@ -42,10 +42,8 @@ def lines_of(recipe: str) -> list[dict[str, Any]]:
         lines.append({"step": step, **{name: value for name, value in numbers.items() if not name.startswith("time/")}})
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        tiny, run = (
-            tiny_recipe(ROOT / f"config/{recipe}.yaml", root=ROOT, data=Path(folder) / "data"),
-            {"log_interval": 1},
-        )
+        tiny = tiny_recipe(ROOT / f"config/{recipe}.yaml", Path(folder) / "data")
+        run = {"log_interval": 1}
         fit(tiny.build(perturbed=False, run=run), tiny.config(run=run), write=write)
     return lines
 

@@ -29,7 +29,7 @@ RECIPE = ROOT / "config/cfg_feedforward_train.yaml"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_recipe(RECIPE, root=ROOT, data=tmp_path_factory.mktemp("flips") / "data")
+    return tiny_recipe(RECIPE, tmp_path_factory.mktemp("flips") / "data")
 
 
 def some(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -92,14 +92,14 @@ def test_the_command_refuses_what_is_no_recipe() -> None:
 
 
 def test_one_recipe_for_each_script_and_kind_of_model() -> None:
-    scripts = {path.stem.split("_")[1] for path in first_recipes(ROOT)}
+    scripts = {path.stem.split("_")[1] for path in first_recipes()}
     assert scripts == {"pretrain", "train", "feedforward", "feedbackward"}
 
 
 def flips_here(recipe: Path, folder: Path) -> list[Flip]:
     """Those of `recipe`, none where its libraries are not installed."""
     try:
-        return flips_of(recipe, root=ROOT, data=folder / recipe.stem)
+        return flips_of(recipe, folder / recipe.stem)
     except ImportError:
         return []
 

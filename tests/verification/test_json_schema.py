@@ -19,7 +19,7 @@ from verification.json_schema import BOUNDS, COMMENT, OPEN, as_text, describe_re
 from verification.static import recipes
 
 FOLDER = ROOT / "config/schemas"
-described = functools.cache(lambda recipe: describe_recipe(recipe, ROOT))
+described = functools.cache(describe_recipe)
 
 
 COMPARE = dict(zip(BOUNDS, (operator.ge, operator.le, operator.gt, operator.lt), strict=True))

@@ -38,7 +38,7 @@ def running(recipe: str, *overrides: str):
 
 @pytest.mark.parametrize("recipe", PRETRAIN.recipes)
 def test_every_recipe_starts(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    signature = preflight(running(recipe), "pretrain", ROOT)
+    signature = preflight(running(recipe), "pretrain")
     assert signature["config"] == recipe
     assert signature["train_forward"] == "_forward_train_original"
     assert signature["encoder_policy"] == "none"
@@ -46,13 +46,13 @@ def test_every_recipe_starts(recipe: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_smoke_run_is_warned_not_stopped(capsys: pytest.CaptureFixture[str]) -> None:
-    preflight(running("cfg_pretrain_sudoku_extreme_mlp", "+debug=tiny"), "pretrain", ROOT)
+    preflight(running("cfg_pretrain_sudoku_extreme_mlp", "+debug=tiny"), "pretrain")
     assert "CFG250" in capsys.readouterr().out
 
 
 def test_a_fault_stops_with_one_line_and_its_fix() -> None:
     with pytest.raises(UsageError, match=r"CFG250 .*lr_warmup_steps=500.*lr_warmup_steps=12") as caught:
-        preflight(running("cfg_pretrain", "lr_warmup_steps=500", "verify=strict"), "pretrain", ROOT)
+        preflight(running("cfg_pretrain", "lr_warmup_steps=500", "verify=strict"), "pretrain")
     assert "\n" not in str(caught.value)
 
 
@@ -60,7 +60,7 @@ def test_a_fault_stops_with_one_line_and_its_fix() -> None:
 def test_the_level_decides(level: str, printed: bool, capsys: pytest.CaptureFixture[str]) -> None:
     config = running("cfg_pretrain", "lr_warmup_steps=500")
     vars(config)["verify"] = level
-    signature = preflight(config, "pretrain", ROOT)
+    signature = preflight(config, "pretrain")
     assert ("CFG250" in capsys.readouterr().out) == printed
     assert bool(signature) == printed
 
@@ -72,10 +72,10 @@ def test_a_launch_takes_what_was_observed_before_and_observes_nothing_itself(
     seen += [Finding("SCR140", "WARN", "2", "a comment of the other mode")]
     known: list[dict] = []
     monkeypatch.setattr(observed, "recall", lambda question, compute, keep_if: compute() if compute else known)
-    preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
+    preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain")
     known += [asdict(one) for one in seen]
     with pytest.raises(UsageError, match=r"MOD440 models/a.py:3: nothing is carried: carry it .*; verify=warn"):
-        preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
+        preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain")
     assert "warning: SCR140 a comment of the other mode" in capsys.readouterr().out
 
 
@@ -88,7 +88,7 @@ def test_a_launch_finds_the_verdict_of_verify_path(monkeypatch: pytest.MonkeyPat
         observed, "recall", lambda *how, **more: recalled.append(recall.recall(*how, **more)) or recalled[0]
     )
     # what leaves a run the same run leaves its verdict the same
-    preflight(running("cfg_pretrain_sudoku_4x4", "arch.H_cycles=1", "device=cpu", "max_steps=9"), "pretrain", ROOT)
+    preflight(running("cfg_pretrain_sudoku_4x4", "arch.H_cycles=1", "device=cpu", "max_steps=9"), "pretrain")
     assert {row["code"] for row in recalled[0]} >= {"MOD420", "MOD440", "SCR141"}
 
 
@@ -136,7 +136,7 @@ def test_a_family_that_is_not_listed_does_not_train(monkeypatch: pytest.MonkeyPa
 
 
 def test_places_are_found_without_composing() -> None:
-    _, report = review(running("cfg_pretrain_sudoku_4x4", "arch.halt_exploration_prob=0.5"), "pretrain", ROOT)
+    _, report = review(running("cfg_pretrain_sudoku_4x4", "arch.halt_exploration_prob=0.5"), "pretrain")
     (halting,) = [finding for finding in report.findings if finding.code == "CFG231"]
     lines = (ROOT / "config/arch/trm.yaml").read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if text.startswith("halt_exploration_prob:"))
@@ -145,8 +145,8 @@ def test_places_are_found_without_composing() -> None:
 
 
 def test_signatures_compare() -> None:
-    old = preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
-    other = preflight(running("cfg_pretrain_sudoku_4x4", "arch=hrm", "arch.H_layers=1"), "pretrain", ROOT)
+    old = preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain")
+    other = preflight(running("cfg_pretrain_sudoku_4x4", "arch=hrm", "arch.H_layers=1"), "pretrain")
     fails, warns = compare_signatures(old, {**other, "world_size": 7, "commit": "other"})
     assert any(text.startswith("model: ") for text in fails)
     assert {text.partition(":")[0] for text in warns} >= {"world_size", "commit"}

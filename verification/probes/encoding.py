@@ -167,7 +167,7 @@ def _episode_sum(tiny: Tiny, name: str) -> float:
 @probe("MOD431", "MOD432", "MOD440", act=True)
 def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
     """Steps of continuing rows train the encoding parameters that the first step trained."""
-    seen, dynamic = gradients(tiny), getattr(tiny.model_class, "ACT_MODE", None) == "dynamic"
+    seen, dynamic = gradients(tiny), tiny.act_mode == "dynamic"
     missing = sorted((seen.first - seen.later) & seen.encoding)
     if not seen.stale and not missing:
         text = "encoded at every step; the model is " + ("dynamic" if dynamic else "not dynamic")
@@ -205,7 +205,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
 @probe("DYN701", act=True)
 def encoded_rows(tiny: Tiny) -> Iterator[str]:
     """Each later step, in which all rows continue, embeds as many rows as the first."""
-    if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
+    if tiny.act_mode != "dynamic":
         raise Unobservable("what a step must encode is known of dynamic halting only")
     first, *later = gradients(tiny).rows
     if not first or not later:

@@ -112,7 +112,7 @@ def _stored(task: Any, _: Any, recorder: Recorder) -> bool:
         return False
     carry = recorder.calls[-1].output.carry
     parts = {id(carry), *(id(latent) for latent in carry.latents.values())}
-    return any(id(one) in parts for one in reachable(vars(task), 5))
+    return any(id(one) in parts for one in reachable(vars(task)))
 
 
 def _check_carry(seen: Episode, first: Call, second: Call) -> None:
@@ -176,7 +176,7 @@ def carry(tiny: Tiny) -> Iterator[str]:
 
 
 def _carried(tiny: Tiny) -> Episode:
-    if getattr(tiny.model_class, "ACT_MODE", None) == "fixed":
+    if tiny.act_mode == "fixed":
         raise Unobservable("a fixed model is called in a loop over one batch, and begins each with a fresh carry")
     return episode(tiny)
 

@@ -144,9 +144,9 @@ class Tiny:
         return type(self.build().task)
 
     @property
-    def fixed(self) -> bool:
-        """Whether the model declares a fixed number of ACT steps, all in one training step."""
-        return getattr(self.model_class, "ACT_MODE", None) == "fixed"
+    def act_mode(self) -> str | None:
+        """The ACT_MODE that the model declares: dynamic, or fixed (all steps in one training step)."""
+        return getattr(self.model_class, "ACT_MODE", None)
 
     @functools.cached_property
     def max_steps(self) -> int:
@@ -287,9 +287,9 @@ def tables(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(type(module), "take_pending")}
 
 
-def first_batch(task: Any, number: int = 1) -> dict[str, Tensor]:
-    """The batch of step `number`."""
-    return dict(batch_of(next(iter(task.micro_batches(number)))))
+def first_batch(task: Any) -> dict[str, Tensor]:
+    """The first batch of step 1."""
+    return dict(batch_of(next(iter(task.micro_batches(1)))))
 
 
 def perturb(model: nn.Module) -> None:
@@ -319,11 +319,11 @@ def junk(labels: Tensor) -> Tensor:
     return torch.where(labels >= 0, (labels + 1) % (int(labels.max()) + 1), labels)
 
 
-def reachable(item: Any, steps: int) -> Iterator[Any]:
-    """All objects within `steps` references of `item`, itself included; torch modules are not searched."""
+def reachable(item: Any) -> Iterator[Any]:
+    """All objects within five references of `item`, itself included; torch modules are not searched."""
     seen: dict[int, Any] = {}
     level = [item]
-    for _ in range(steps + 1):
+    for _ in range(6):
         fresh = {id(one): one for one in level if id(one) not in seen}
         seen |= fresh
         yield from fresh.values()

@@ -118,7 +118,7 @@ def mode_of_body(tiny: Tiny) -> str:
 def mode(tiny: Tiny) -> Iterator[Note]:
     """The declaration of the class, the name of the method and its behaviour agree."""
     train = tiny.cache["train_forward"]
-    declared, named = getattr(tiny.model_class, "ACT_MODE", None), mode_of_name(train)
+    declared, named = tiny.act_mode, mode_of_name(train)
     done = mode_of_body(tiny)
     about = getattr(tiny.model_class, train, None)
     text = f"{tiny.model_class.__name__}: ACT_MODE={declared}, {train} is named {named or 'after no mode'}, "

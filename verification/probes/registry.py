@@ -116,7 +116,7 @@ def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:
 def chosen(codes: Iterable[str], tiny: Tiny) -> list[Probe]:
     """The probes of `codes` that apply to the model of `tiny`, each after those that it depends on; a family's probe of
     a code is added to the common one."""
-    kinds = (getattr(tiny.model_class, "ACT_MODE", None), tiny.spec.act, None)
+    kinds = (tiny.act_mode, tiny.spec.act, None)
     own = {probe.code: probe for probe in tiny.spec.probes()}
     common = {code: next((PROBES[code, kind] for kind in kinds if (code, kind) in PROBES), None) for code in codes}
     rows = {code: _both(row, own.get(code)) for code, row in common.items() if row or code in own}

@@ -141,9 +141,7 @@ def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
 def data_classes(tiny: Tiny) -> Iterator[str | Note]:
     """The data mode of the task's data sets is that of the model."""
     mode = getattr(tiny.model_class, "DATA_MODE", None)
-    classes = {
-        cls for cls in map(type, reachable(tiny.build().task, 5)) if cls.__module__.partition(".")[0] == "dataset"
-    }
+    classes = {cls for cls in map(type, reachable(tiny.build().task)) if cls.__module__.partition(".")[0] == "dataset"}
     declaring = sorted((cls for cls in classes if hasattr(cls, "DATA_MODE")), key=lambda cls: cls.__name__)
     if not declaring:
         names = ", ".join(sorted(cls.__name__ for cls in classes)) or "no class of dataset/"
@@ -173,7 +171,7 @@ def reviewed(tiny: Tiny) -> tuple[list[Any], list[str]]:
 @probe("SCR131", act=True, level="WARN")
 def function_names(tiny: Tiny) -> Iterator[str | Note]:
     """Training functions of the script, of the code that builds the run, and of the task are named after its mode."""
-    mode = getattr(tiny.model_class, "ACT_MODE", None)
+    mode = tiny.act_mode
     pattern = WRONG_NAMES.get(str(mode))
     if pattern is None:
         raise Unobservable("the model declares no ACT_MODE")
@@ -187,7 +185,7 @@ def function_names(tiny: Tiny) -> Iterator[str | Note]:
 @probe("SCR140", act=True, level="WARN")
 def comments(tiny: Tiny) -> Iterator[str | Note]:
     """No comment or docstring describes the other mode."""
-    mode = getattr(tiny.model_class, "ACT_MODE", None)
+    mode = tiny.act_mode
     pattern = OTHER_MODE.get(str(mode))
     if pattern is None:
         raise Unobservable("the model declares no ACT_MODE")
