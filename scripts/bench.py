@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def report(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Measure and print. Raises: UsageError."""
     from engine.run.environment import describe_environment
     from reports.output import write_json_result
@@ -111,10 +111,6 @@ def chosen(only: str, names: Sequence[str]) -> list[str]:
     raise UsageError(f"--only {only!r}: no line is named so; there are\n  " + "\n  ".join(names))
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: report(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

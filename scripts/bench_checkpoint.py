@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def report(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Measure and print."""
     import torch
 
@@ -54,10 +54,6 @@ def report(args: argparse.Namespace) -> None:
         write_json_result(args.json, {**figures, "touch": update})
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: report(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def report(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Measure and print."""
     import torch
 
@@ -70,10 +70,6 @@ def report(args: argparse.Namespace) -> None:
         write_json_result(args.json, {**figures, "timings": rows})
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: report(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

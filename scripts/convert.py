@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def convert(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Import or export."""
     from tasks.recursive_reasoning.pretrained import write_pretrained
     from tasks.recursive_reasoning.public.convert import export_run, import_run
@@ -71,10 +71,6 @@ def convert(args: argparse.Namespace) -> None:
         {"export": export_run, "pretrained": write_pretrained}[args.action](args, run_verdict)
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: convert(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def export(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Write the folder."""
     from engine.run.load_run import family_function
     from tasks.graphs import require_format
@@ -58,10 +58,6 @@ def export(args: argparse.Namespace) -> None:
     family_function(args.checkpoint, "graph", "export_graph")(args, run_verdict)
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: export(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

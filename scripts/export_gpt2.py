@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def export(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Write the folder."""
     from engine.run.load_run import family_function
     from tasks.loading import pick_checkpoint
@@ -47,10 +47,6 @@ def export(args: argparse.Namespace) -> None:
     family_function(pick_checkpoint(args.run, args.checkpoint), "export", "export_run")(args, run_verdict)
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: export(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

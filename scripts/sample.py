@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def sample(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Print the samples."""
     from engine.run.load_run import family_function
     from tasks.loading import pick_checkpoint
@@ -80,10 +80,6 @@ def sample(args: argparse.Namespace) -> None:
     family_function(pick_checkpoint(args.run, args.checkpoint), "sampling", "sample_run")(args)
 
 
-def main() -> int:
-    args = parse()
-    return run_command(lambda: sample(args))
-
-
 if __name__ == "__main__":
-    execute(main)
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

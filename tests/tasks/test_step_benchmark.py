@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
-from scripts.bench import main
+from engine.errors import UsageError
+from scripts.bench import main, parse
 from tasks.recursive_reasoning.step_benchmark.measure import Case, Pair
 
 SMALL = {"hidden_size": 32, "num_heads": 4, "H_cycles": 2, "L_cycles": 2, "L_layers": 1, "halt_exploration_prob": 0.0}
@@ -53,14 +53,11 @@ def test_the_published_form_computes_the_same(tmp_path, name):
         assert evaluated[f"eval/{key}"] == pytest.approx(expected[key], rel=1e-3), key
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, capsys):
     file = tmp_path / "bench.json"
-    monkeypatch.setattr(
-        sys, "argv", ["bench.py", "--only", "training: mlp_t, hidden 64, 16", "--pairs", "2", "--json", str(file)]
-    )
     threads = torch.get_num_threads()
     try:
-        assert main() == 0
+        main(parse(["--only", "training: mlp_t, hidden 64, 16", "--pairs", "2", "--json", str(file)]))
     finally:
         torch.set_num_threads(threads)
     assert "| training: mlp_t, hidden 64, 16 tokens | " in capsys.readouterr().out
@@ -69,7 +66,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
 
 
-def test_a_name_that_is_no_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "nothing"])
-    assert main() == 2
-    assert "evaluation: HRM, hidden 64, 81 tokens" in capsys.readouterr().err
+def test_a_name_that_is_no_line():
+    with pytest.raises(UsageError, match="evaluation: HRM, hidden 64, 81 tokens"):
+        main(parse(["--only", "nothing"]))
