@@ -20,24 +20,26 @@ HEAD = 8192
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def writing(target: Path, other: str) -> Iterator[None]:
+    """What cannot be written in this block is a UsageError that asks for another `other` (`file with --out`)."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
-    print_rank0(f"written     {target}")
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another {other}") from None
 
 
 def write_json_result(target: Path, content: Mapping[str, Any]) -> None:
     """Write JSON and print its path. Raises: UsageError if it cannot be written."""
-    with _writing(target):
+    with writing(target, "file with --json"):
         atomic_write_json(target, content)
+    print_rank0(f"written     {target}")
 
 
 def write_beside(target: Path, content: str | bytes) -> None:
     """Write text or a picture that belongs to a JSON result. Raises: UsageError if it cannot be written."""
-    with _writing(target):
+    with writing(target, "file with --json"):
         atomic_write_bytes(target, content.encode() if isinstance(content, str) else content)
+    print_rank0(f"written     {target}")
 
 
 def check_json_target(target: Path | None) -> None:
@@ -60,7 +62,7 @@ def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[s
     Raises:
         UsageError: the folder cannot be written.
     """
-    try:
+    with writing(folder, "folder with --out"):
         for name, content in files.items():
             if isinstance(content, str):
                 atomic_write_text(folder / name, content)
@@ -68,8 +70,6 @@ def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[s
                 atomic_write_bytes(folder / name, as_png(content))
             else:
                 atomic_write_json(folder / name, content)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
 
 
 def check_place(target: Path, *, example: str) -> None:
@@ -104,10 +104,8 @@ def check_own(target: Path, mark: bytes, kind: str, *, example: str, flag: str =
 
 def write_page(target: Path, page: str) -> None:
     """Write an HTML page and print its path. Raises: UsageError if it cannot be written."""
-    try:
+    with writing(target, "file with --out"):
         atomic_write_text(target, page)
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out") from None
     print_rank0(f"written     {target} ({len(page.encode()) / 1e6:.2f} MB)")
 
 

@@ -100,10 +100,10 @@ def collect(options: argparse.Namespace, root: Path) -> list[Report]:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file. Raises: UsageError if it cannot be written."""
-    try:
+    from reports.output import writing  # loads a library of pictures
+
+    with writing(path, "file"):
         atomic_write_text(path, text)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): name another file") from None
 
 
 def page(reports: list[Report], out: Path, check: bool, summary: bool) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
-from reports.output import check_own
+from reports.output import check_own, writing
 from viewer.examples import StoredRun
 from viewer.tasks import Record
 from viewer.trajectory import Headline, Layout, Trajectory
@@ -90,10 +90,8 @@ def write(target: Path, trajectories: list[Trajectory], headline: Headline) -> s
 
 
 def _written(target: Path, data: bytes, size: str) -> str:
-    try:
+    with writing(target, "file with --out"):
         atomic_write_bytes(target, data)
-    except OSError as error:
-        raise _unwritable(target, error) from None
     return f"written {target} ({size})"
 
 
@@ -103,10 +101,6 @@ def png_of(picture: Image.Image) -> bytes:
     notes.add_text("Software", MARK.decode())
     picture.save(stream, format="PNG", optimize=True, pnginfo=notes)
     return stream.getvalue()
-
-
-def _unwritable(target: Path, error: OSError) -> UsageError:
-    return UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out")
 
 
 def draw_record(args: argparse.Namespace) -> None:
@@ -178,10 +172,7 @@ def show_prediction(record: dict[str, Any], target: Path, *, no_color: bool) -> 
 
     shown = record_from(record, str(target))
     print_tasks(make_console(no_color), shown.tasks)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target, "file with --out"):
         atomic_write_json(target, record)
-    except OSError as error:
-        raise _unwritable(target, error) from None
     print_rank0(f"written {target}")
     print_rank0(write_tasks(target.with_suffix(".png"), shown, target.stem))

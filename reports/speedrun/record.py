@@ -20,6 +20,7 @@ from engine.run.load_run import open_checkpoint
 from engine.task import TrainingPlan
 from reports.cost.operations import stages, training_flops
 from reports.machine.installation import cpu_name
+from reports.output import writing
 from reports.runs import curve
 from reports.speedrun.tracks import Track
 
@@ -90,7 +91,7 @@ def make_record(track: Track, commands: Mapping[int, Sequence[str]], runs: Mappi
 def add_record(record: Mapping[str, Any], folder: Path) -> None:
     """Append a record to the lines in `folder`, and rewrite the table of the page there. Raises: UsageError."""
     lines, page = folder / LINES, folder / PAGE
-    try:
+    with writing(folder, "folder with --results"):
         before = lines.read_text() if lines.exists() else ""
         text = page.read_text() if page.exists() else f"# Speedruns\n\n{BEGIN}\n{END}\n"
         head, opened, rest = text.partition(BEGIN)
@@ -100,8 +101,6 @@ def add_record(record: Mapping[str, Any], folder: Path) -> None:
         records = [*_records(before, lines), record]
         atomic_write_text(lines, before + json.dumps(record) + "\n")
         atomic_write_text(page, f"{head}{BEGIN}\n{HEAD}{''.join(map(row, records))}{END}{tail}")
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): name another folder with --results") from None
     print_rank0(f"written     {lines}, {page}")
 
 
