@@ -70,7 +70,7 @@ def draw_frame(trajectories: Sequence[Trajectory], headline: Headline, step: int
             still.draw_board(canvas, x, y + NAME - 4, cell, trajectory, view)
             x += board_width + PAIR
         still.draw_foot(canvas, x - board_width - PAIR, y + NAME + board_height + 6, board_width, trajectory, step)
-    still.draw_legend(canvas, MARGIN, MARGIN + HEAD + rows * block, layout, short=True)
+    still.draw_legend(canvas, MARGIN + HEAD + rows * block, layout, short=True)
     return canvas.image
 
 

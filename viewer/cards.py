@@ -21,8 +21,6 @@ def card(trajectory: Trajectory) -> str:
     """The HTML of a card after the last step."""
     last, name = trajectory.steps - 1, f"Example {trajectory.number}"
     solved = trajectory.solved_from is not None
-    halts = trajectory.halts_at
-    stop = "would not halt" if halts is None else f"would halt at step {halts + 1}"
     to_find = int(trajectory.to_find.sum())
     named = f"{escape(trajectory.puzzle)} · " if trajectory.puzzle else ""
     verdict = f"{'✓' if solved else '✗'} {trajectory.outcome}"
@@ -35,7 +33,7 @@ def card(trajectory: Trajectory) -> str:
     counts += f" · halt {trajectory.q_halt[last]:.0%}"
     return f"""<article id="example-{trajectory.number}" data-solved="{"yes" if solved else "no"}">
 <h2>{name} <span class="badge {"yes" if solved else "no"}">{verdict}</span></h2>
-<p class="note">{named}{to_find} cells to find · {stop}</p>
+<p class="note">{named}{to_find} cells to find · {trajectory.halting}</p>
 <div class="boards">{boards}</div>
 <p class="now">{counts}</p>
 {_chart(trajectory)}

@@ -54,20 +54,21 @@ class Selection:
 
 def rows_of(splits: Sequence[PuzzleSplit], numbers: np.ndarray) -> dict[str, np.ndarray]:
     """Examples by their index over all sets of the split: inputs, labels [n, T], puzzle_identifiers [n]."""
-    base = np.cumsum([0] + [split.num_examples for split in splits])
-    parts = []
-    for number in numbers:
-        owner = int(np.searchsorted(base, number, side="right")) - 1
-        parts.append(splits[owner].batch(np.array([number - base[owner]])))
+    parts = [split.batch(index) for split, index in (_place_of(splits, number) for number in numbers)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _place_of(splits: Sequence[PuzzleSplit], number: int) -> tuple[PuzzleSplit, np.ndarray]:
+    """The set that has an example, and its index there [1]."""
+    base = np.cumsum([0] + [split.num_examples for split in splits])
+    owner = int(np.searchsorted(base, number, side="right")) - 1
+    return splits[owner], np.array([number - base[owner]])
 
 
 def puzzle_of(splits: Sequence[PuzzleSplit], number: int) -> str:
     """The name of an example's puzzle; empty if the data set only has the blank name."""
-    base = np.cumsum([0] + [split.num_examples for split in splits])
-    owner = int(np.searchsorted(base, number, side="right")) - 1
-    split = splits[owner]
-    identifier = int(split.puzzle_identifiers[split.puzzles_of(np.array([number - base[owner]]))[0]])
+    split, index = _place_of(splits, number)
+    identifier = int(split.puzzle_identifiers[split.puzzles_of(index)[0]])
     names = _names(split.root)
     return names[identifier] if identifier != split.metadata.blank_identifier_id and identifier < len(names) else ""
 

@@ -13,6 +13,7 @@ from html import escape
 from PIL import Image, ImageColor
 
 from reports.page import html_page
+from viewer.page import filter_buttons
 from viewer.task_picture import caption_of
 from viewer.tasks import Grid, Record, TaskView
 from viewer.trajectory import ARC
@@ -72,19 +73,15 @@ def draw_gallery(record: Record, title: str, facts: Sequence[tuple[str, str]]) -
     """The page of the first `MAX_TASKS` tasks."""
     tasks = record.tasks[:MAX_TASKS]
     counts = {kind: sum(_kind(task) == kind for task in tasks) for kind in ("yes", "no", "unknown")}
-    names = (("all", "All", len(tasks)), ("yes", "Solved", counts["yes"]), ("no", "Not solved", counts["no"]))
-    filters = "".join(
-        f'<button type="button" data-show="{kind}" aria-pressed="{str(kind == "all").lower()}"'
-        f"{'' if count else ' disabled'}>{name} {count}</button>"
-        for kind, name, count in (*names, *([("unknown", "Unknown", counts["unknown"])] if counts["unknown"] else []))
-    )
+    kinds = [("all", "All", len(tasks)), ("yes", "Solved", counts["yes"]), ("no", "Not solved", counts["no"])]
+    kinds += [("unknown", "Unknown", counts["unknown"])] if counts["unknown"] else []
     cards = "\n".join(_card(task) for task in tasks)
     return html_page(
         title=title,
         generator="Loopforge visualize",
         facts=facts,
         body=f"""<nav aria-label="Filter" hidden>
-<div class="group" role="group" aria-label="Which tasks">{filters}</div>
+<div class="group" role="group" aria-label="Which tasks">{filter_buttons(*kinds)}</div>
 <label>Name begins with <input id="search" type="search" size="12"></label><output id="count"></output></nav>
 <main>
 {cards}

@@ -132,12 +132,7 @@ def paint_css(layout: Layout) -> str:
 
 def _controls(steps: int, shown: int, solved: int) -> str:
     """The controls, hidden until the script runs."""
-    kinds = (("all", "All", shown), ("yes", "Solved", solved), ("no", "Not solved", shown - solved))
-    filters = "".join(
-        f'<button type="button" data-show="{kind}" aria-pressed="{str(kind == "all").lower()}"'
-        f"{'' if count else ' disabled'}>{name} {count}</button>"
-        for kind, name, count in kinds
-    )
+    filters = filter_buttons(("all", "All", shown), ("yes", "Solved", solved), ("no", "Not solved", shown - solved))
     return f"""<nav id="controls" aria-label="Steps and filters" hidden>
 <div class="group"><button type="button" id="back" aria-label="one step back">◀</button>
 <button type="button" id="play" class="main">Play</button>
@@ -151,6 +146,15 @@ def _controls(steps: int, shown: int, solved: int) -> str:
 <p class="keys"><kbd>←</kbd> <kbd>→</kbd> step · <kbd>Space</kbd> play · <kbd>Home</kbd> <kbd>End</kbd> first, last ·
 <kbd>S</kbd> solution · point at a cell for its numbers</p>
 </nav>"""
+
+
+def filter_buttons(*kinds: tuple[str, str, int]) -> str:
+    """A button for each (value of `data-solved`, label, number of cards); `all` is pressed."""
+    return "".join(
+        f'<button type="button" data-show="{kind}" aria-pressed="{str(kind == "all").lower()}"'
+        f"{'' if count else ' disabled'}>{name} {count}</button>"
+        for kind, name, count in kinds
+    )
 
 
 def _legend(layout: Layout) -> str:

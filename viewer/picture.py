@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from reports.canvas import HAIR, INK, MUTED, PAPER, RIGHT_INK, WRONG_INK, Canvas
-from viewer.trajectory import Headline, Layout, Trajectory, View
+from viewer.trajectory import Headline, Layout, Trajectory, View, title_of
 
 TRACK = "#e7ebf0"
 GIVEN, UNSCORED = "#e6eaf0", "#f8f9fb"
@@ -85,7 +85,7 @@ def draw_picture(trajectories: Sequence[Trajectory], headline: Headline) -> Imag
         canvas.text(x, y + 10, "solution", size=12, colour=MUTED)
         draw_board(canvas, x, y + COLUMN_HEAD, cell, trajectory, "solution")
         top += row_height
-    draw_legend(canvas, MARGIN, top + 4, layout)
+    draw_legend(canvas, top + 4, layout)
     return canvas.image
 
 
@@ -123,11 +123,6 @@ def draw_board(canvas: Canvas, left: float, top: float, cell: float, trajectory:
             canvas.corner(x + cell - 0.8, y + 0.8, max(4.0, cell * 0.28), WRONG_INK)
 
 
-def title_of(view: View) -> str:
-    """The title above a board."""
-    return f"step {view + 1}" if isinstance(view, int) else view
-
-
 def _grid(canvas: Canvas, left: float, top: float, cell: float, layout: Layout) -> None:
     """Draw thin lines first, so that the box lines are on top."""
     for heavy in (False, True):
@@ -157,9 +152,9 @@ def draw_foot(canvas: Canvas, x: float, y: float, width: float, trajectory: Traj
     canvas.text(right, y + 18, f"halt {share:.0%}", size=11, colour=BAR_STOP if stops else MUTED, anchor="rm")
 
 
-def draw_legend(canvas: Canvas, x: float, y: float, layout: Layout, *, short: bool = False) -> None:
+def draw_legend(canvas: Canvas, y: float, layout: Layout, *, short: bool = False) -> None:
     """Draw the legend in one line; `short` abbreviates it."""
-    side = 16.0
+    side, x = 16.0, MARGIN
     cells = (["given"] if layout.in_place else []) + ["right", "wrong", "changed"]
     for kind in (*cells, "bar"):
         meaning = kind

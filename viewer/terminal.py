@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from viewer.trajectory import Layout, Trajectory, View
+from viewer.trajectory import Layout, Trajectory, View, title_of
 
 STYLES = {
     "given": "bold",
@@ -88,18 +88,15 @@ def side_by_side(blocks: Sequence[Sequence[Text]], room: int) -> Iterator[Text]:
 
 def heading(trajectory: Trajectory) -> str:
     """`example 12: 9 cells to find; right from step 3 on; would halt at step 4`."""
-    halts = trajectory.halts_at
-    halting = "would not halt" if halts is None else f"would halt at step {halts + 1}"
     named = f" ({trajectory.puzzle})" if trajectory.puzzle else ""
-    return (
-        f"example {trajectory.number}{named}: {trajectory.to_find.sum()} cells to find; {trajectory.outcome}; {halting}"
-    )
+    outcome = f"{trajectory.outcome}; {trajectory.halting}"
+    return f"example {trajectory.number}{named}: {trajectory.to_find.sum()} cells to find; {outcome}"
 
 
 def board_block(trajectory: Trajectory, view: View, colour: bool) -> list[Text]:
     """A board with its title above and, for an answer, the count of right cells and the halting probability below."""
     layout = trajectory.layout
-    lines = [Text(f"step {view + 1}" if isinstance(view, int) else view, STYLES["note"] if colour else "")]
+    lines = [Text(title_of(view), STYLES["note"] if colour else "")]
     for row, cells in enumerate(_cells(trajectory, view, colour)):
         if row and layout.box and layout.heavy(row, along_rows=True):
             lines.append(_separator(layout, colour))

@@ -35,6 +35,11 @@ View = int | Literal["puzzle", "solution"]
 """Content of a board: the answer after a step (0-based), the puzzle or its solution."""
 
 
+def title_of(view: View) -> str:
+    """The title above a board."""
+    return f"step {view + 1}" if isinstance(view, int) else view
+
+
 @dataclass(frozen=True)
 class Layout:
     """The grid of the T positions, and how each token is drawn."""
@@ -206,6 +211,11 @@ class Trajectory:
         """The first step (0-based) at which the halting head would stop; None if there is none."""
         halting = np.flatnonzero(self.q_halt > 0.5)
         return int(halting[0]) if len(halting) else None
+
+    @property
+    def halting(self) -> str:
+        """`would halt at step 4` or `would not halt`, steps counted from 1."""
+        return "would not halt" if self.halts_at is None else f"would halt at step {self.halts_at + 1}"
 
     @property
     def changes(self) -> int:
