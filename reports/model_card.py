@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ import yaml
 from engine.errors import UsageError
 from engine.run.files import is_finished, read_json
 from evaluators.intervals import wilson
+from reports.machine.installation import home_shortened
 from reports.naming import as_text
-from reports.runs import read_metrics
+from reports.runs import data_cards, read_metrics
 from reports.statistics import summarize
 from reports.study import leaves
 from reports.tables import Column, Table
@@ -79,7 +79,7 @@ def model_card(
     """
     run = checkpoint.path.parent.parent
     environment, summary = read_json(run / "environment.json"), read_json(run / "summary.json")
-    cards = [card for card in environment.get("data_cards") or [] if isinstance(card, dict)]
+    cards = data_cards(environment)
     results = results_at(run, checkpoint.step)
     settings = {key: as_text(value) for key, value in leaves(checkpoint.config.get("arch") or {})}
     parts = [
@@ -110,8 +110,7 @@ def model_card(
         _licence(license, cards),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    text, home = text.replace(str(run.absolute()), run.name), os.path.expanduser("~")
-    return text.replace(home, "~") if len(home) > 1 else text
+    return home_shortened(text.replace(str(run.absolute()), run.name))
 
 
 def results_at(run: Path, step: int) -> dict[str, float]:

@@ -140,11 +140,16 @@ def read_run(path: Path, metric: str, study: RunFilter) -> Run:
     return Run(path, seed, step, results, data, config, stand_in=summary.get("stand_in") is True)
 
 
+def data_cards(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The cards of a run's data sets in its environment.json."""
+    cards = environment.get("data_cards")
+    return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+
+
 def _data_hashes(run_dir: Path) -> dict[str, str]:
     """Path -> content hash of the data sets at the start of the run (environment.json)."""
-    cards = read_json(run_dir / "environment.json").get("data_cards")
-    known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
-    pairs = [(card.get("path"), card.get("content_hash")) for card in known]
+    cards = data_cards(read_json(run_dir / "environment.json"))
+    pairs = [(card.get("path"), card.get("content_hash")) for card in cards]
     return {path: digest for path, digest in pairs if isinstance(path, str) and isinstance(digest, str)}
 
 

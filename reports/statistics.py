@@ -68,14 +68,14 @@ def bootstrap_interval(values: np.ndarray) -> Interval | None:
     return float(low), float(high)
 
 
-def t_quantile(freedom: int, level: float = 0.975) -> float:
-    """Quantile of Student's t with integer degrees of freedom, by bisection of the distribution function."""
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with integer degrees of freedom, by bisection: P(|T| < t) = 0.95."""
     low, high = 0.0, 1.0
-    while _t_between(high, freedom) < 2 * level - 1:
+    while _t_between(high, freedom) < 0.95:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_between(middle, freedom) < 2 * level - 1 else (low, middle)
+        low, high = (middle, high) if _t_between(middle, freedom) < 0.95 else (low, middle)
     return high
 
 

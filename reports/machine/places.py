@@ -19,13 +19,10 @@ def disks() -> dict[str, dict[str, Any]]:
     disks: dict[int, dict[str, Any]] = {}
     for place in WRITTEN:
         there = next(one for one in (place, *place.absolute().parents) if one.is_dir())
-        entry = disks.setdefault(there.stat().st_dev, {"folders": [], **_disk(there)})
+        facts = {"folders": [], "free": shutil.disk_usage(there).free, "refuses": _refused(there)}
+        entry = disks.setdefault(there.stat().st_dev, facts)
         entry["folders"].append(str(place))
     return {", ".join(entry.pop("folders")): entry for entry in disks.values()}
-
-
-def _disk(folder: Path) -> dict[str, Any]:
-    return {"free": shutil.disk_usage(folder).free, "refuses": _refused(folder)}
 
 
 def _refused(folder: Path) -> list[str]:

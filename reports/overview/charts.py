@@ -105,10 +105,9 @@ def _is_flat_zero(overview: Overview, name: str) -> bool:
 
 def lines_of(overview: Overview, metric: str) -> list[Line]:
     """The runs that have `metric`, in the order of their cells."""
-    numbers = {name: number for number, name in enumerate(overview.names)}
     lines = [
-        Line(run.name, numbers[cell], thin(run.curves[metric]))
-        for run, cell in zip(overview.runs, overview.cell_names, strict=True)
+        Line(run.name, cell, thin(run.curves[metric]))
+        for run, cell in zip(overview.runs, overview.cell_numbers, strict=True)
         if metric in run.curves
     ]
     return sorted(lines, key=lambda line: line.cell)
@@ -117,14 +116,13 @@ def lines_of(overview: Overview, metric: str) -> list[Line]:
 def histograms(overview: Overview) -> dict[str, list[Line]]:
     """Name -> the newest histogram of each run that has one: points (ACT step, share of rows that halted at it)."""
     result: dict[str, list[Line]] = {}
-    numbers = {name: number for number, name in enumerate(overview.names)}
-    for run, cell in zip(overview.runs, overview.cell_names, strict=True):
+    for run, cell in zip(overview.runs, overview.cell_numbers, strict=True):
         bars: dict[str, list[tuple[float, float]]] = {}
         for name, points in run.curves.items():
             if points and (match := HALTED.fullmatch(name)):
                 bars.setdefault(match[1], []).append((float(match[2]), points[-1][1]))
         for name, shares in bars.items():
-            result.setdefault(name, []).append(Line(run.name, numbers[cell], sorted(shares)))
+            result.setdefault(name, []).append(Line(run.name, cell, sorted(shares)))
     return {name: sorted(lines, key=lambda line: line.cell) for name, lines in sorted(result.items())}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +18,7 @@ from engine.errors import UsageError
 from engine.io import did_you_mean
 from engine.run.files import read_json, read_yaml
 from reports.naming import as_text, difference_names
-from reports.runs import Run, curves, is_run_folder, read_run, run_folders_below
+from reports.runs import Run, curves, data_cards, is_run_folder, read_run, run_folders_below
 from reports.study import Cell, Comparison, Study, compare, comparison_warnings, group, leaves
 
 LONGEST = 80
@@ -61,8 +61,7 @@ class RunView:
     @property
     def data(self) -> list[Mapping[str, Any]]:
         """Cards of its data sets."""
-        cards = self.environment.get("data_cards")
-        return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+        return data_cards(self.environment)
 
     @property
     def stand_in(self) -> bool:
@@ -116,8 +115,16 @@ class Overview:
         """Names of all cells: those of finished runs in the order of comparison, then the others."""
         return list(dict.fromkeys([*(cell.name for cell in self.cells), *self.cell_names]))
 
-    def runs_of(self, cell: str) -> list[RunView]:
-        return [run for run, name in zip(self.runs, self.cell_names, strict=True) if name == cell]
+    @property
+    def cell_numbers(self) -> list[int]:
+        """The index in `names` of each run's cell."""
+        names = self.names
+        return [names.index(name) for name in self.cell_names]
+
+    @property
+    def better(self) -> str:
+        """`higher` or `lower`: which values of the metric are better."""
+        return "higher" if self.goal == "max" else "lower"
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -239,8 +246,7 @@ def _finish(views: Sequence[RunView], metric: str | None) -> tuple[list[RunView]
             if metric is None:
                 raise UsageError(f"{view.path} is not finished ({view.state}, step {view.status.get('step')})")
             run = read_run(view.path, metric, Study())
-            run = Run(run.path, run.seed, run.step, run.results, run.data, view.config, run.stand_in)
-            done.append(RunView(**{**view.__dict__, "finished": run}))
+            done.append(replace(view, finished=replace(run, config=view.config)))
         except UsageError as error:
             done.append(view)
             left.append(f"not compared: {error}")

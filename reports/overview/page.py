@@ -109,9 +109,7 @@ def _facts(overview: Overview) -> list[tuple[str, str]]:
     finished = sum(run.finished is not None for run in overview.runs)
     facts = [("Finished", f"{finished} of {len(overview.runs)}")]
     if overview.metric:
-        facts.append(
-            ("Compared by", f"{overview.metric} ({'higher' if overview.goal == 'max' else 'lower'} is better)")
-        )
+        facts.append(("Compared by", f"{overview.metric} ({overview.better} is better)"))
     return [*facts, *((name.capitalize(), value) for name, value in places_in_common(overview).items())]
 
 
@@ -145,18 +143,16 @@ def _commands(overview: Overview) -> str:
 def _comparison(overview: Overview) -> str:
     if not overview.cells:
         return ""
-    numbers = {name: number for number, name in enumerate(overview.names)}
     shown = [value for each in overview.compared.values() for value in each["score"]["values"]]
     axis = Axis(shown, 6.0, 168.0)
     strips = [
-        draw_strip(each["score"]["values"], each["score"]["t"], axis, numbers[name])
+        draw_strip(each["score"]["values"], each["score"]["t"], axis, overview.names.index(name))
         for name, each in overview.compared.items()
     ]
-    way = "higher" if overview.goal == "max" else "lower"
     text = (
-        f"{overview.metric}, {way} is better, of the final evaluations. Intervals are Student's t over seeds; "
-        f"differences are from {overview.reference}, paired by seed. Dots are seeds, the stroke is their mean; a bar "
-        "that reaches an edge continues beyond it."
+        f"{overview.metric}, {overview.better} is better, of the final evaluations. Intervals are Student's t over "
+        f"seeds; differences are from {overview.reference}, paired by seed. Dots are seeds, the stroke is their mean; "
+        "a bar that reaches an edge continues beyond it."
     )
     return f'<p class="note">{escape(text)}</p>{table_html(comparison_table(overview), strips)}'
 

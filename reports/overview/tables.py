@@ -115,8 +115,7 @@ def as_text(overview: Overview) -> str:
     places = "; ".join(f"{name} {value}" for name, value in places_in_common(overview).items())
     parts = [run_table(overview).markdown() + (f"\nall on: {places}" if places else "")]
     if overview.metric and len(overview.names) + len(overview.runs) > 2:
-        better = "higher" if overview.goal == "max" else "lower"
-        head = f"{overview.metric}, {better} is better; differences from {overview.reference}, paired by seed"
+        head = f"{overview.metric}, {overview.better} is better; differences from {overview.reference}, paired by seed"
         parts.append(f"{head}\n{comparison_table(overview).markdown()}")
     differences = difference_table(overview)
     if differences.rows and len(differences.columns) > 1:
