@@ -30,6 +30,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from safetensors.torch import load_file
 
 import engine.cli.defaults  # noqa: F401  so that tests may compose our recipes with Hydra alone
 
@@ -305,3 +306,12 @@ def status_of(run_dir: Path) -> dict:
 
 def last_checkpoint(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / (run_dir / "checkpoints/latest").read_text().strip()
+
+
+def weights(checkpoint: Path) -> dict[str, bytes]:
+    """All tensors of a checkpoint (model, average, optimizers) by file and name."""
+    return {
+        f"{file.stem}.{name}": tensor.numpy().tobytes()
+        for file in checkpoint.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }

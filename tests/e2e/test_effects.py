@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from engine.loop import compiling
 from losses import ACTLossConfig, FeudalLossConfig
 from models.recursive_reasoning.subgoal import SubgoalConfig
 from tasks.recursive_reasoning.args import PretrainConfig
-from tests.conftest import last_checkpoint, metrics, run_script
+from tests.conftest import run_script
+from tests.e2e.traces import Trace, trace_of
 
 BASE = """
     --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=9 epochs=2 eval_interval=1
@@ -24,28 +23,8 @@ BASE = """
 """.split()
 
 
-@dataclass
-class Trace:
-    """What distinguishes a run."""
-
-    weights: str
-    evaluation: list
-    lines: list
-    files: set
-    output: str
-
-
 def trace(folder: Path, *argv: str, run: str = "checkpoints/p/r") -> Trace:
-    result = run_script("pretrain", *BASE, *argv, cwd=folder)
-    assert result.code == 0, result.output
-    root = folder / run
-    last = last_checkpoint(root)
-    raw = load_file(last / "model.safetensors")
-    digest = hashlib.sha256(b"".join(raw[name].numpy().tobytes() for name in sorted(raw))).hexdigest()
-    lines = metrics(root)
-    evaluation = [line for line in lines if any(key.startswith("eval/") for key in line)]
-    files = {str(path.relative_to(root)) for path in root.rglob("*") if ".lock" not in path.name}
-    return Trace(digest, evaluation, lines, files, result.output)
+    return trace_of(run_script("pretrain", *BASE, *argv, cwd=folder), folder / run)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from engine.io import sha256_json
-from tests.conftest import _entry, finish, last_checkpoint, metrics, run_script, start_forked, status_of
+from tests.conftest import _entry, finish, last_checkpoint, metrics, run_script, start_forked, status_of, weights
 
 RUN = """
     --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=24 epochs=4 checkpoint_interval=3
@@ -23,13 +22,8 @@ RUN = """
 """.split()
 
 
-def weights(run: Path) -> dict[str, bytes]:
-    last = last_checkpoint(run)
-    return {
-        name: tensor.numpy().tobytes()
-        for file in ("model", "ema", "state")
-        for name, tensor in sorted(load_file(last / f"{file}.safetensors").items())
-    }
+def final(run: Path) -> dict[str, bytes]:
+    return weights(last_checkpoint(run))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +84,7 @@ def test_kill_nine_and_the_same_command_again(whole: Path, workplace: Path, kill
     result = run_script("pretrain", *RUN, cwd=workplace)
     assert result.code == 0, result.output
     assert metrics(workplace / "checkpoints/p/r") == metrics(whole)
-    assert weights(workplace / "checkpoints/p/r") == weights(whole)
+    assert final(workplace / "checkpoints/p/r") == final(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -106,7 +100,7 @@ def test_a_signal_saves_and_exits_three(whole: Path, workplace: Path, number: si
     assert result.code == 0, result.output
     assert "resuming from" in result.output
     assert metrics(run) == metrics(whole)
-    assert weights(run) == weights(whole)
+    assert final(run) == final(whole)
 
 
 def test_a_finished_run_in_the_way_is_set_aside(whole: Path, workplace: Path) -> None:
@@ -130,7 +124,7 @@ def test_resume_true_goes_on_with_a_finished_run(whole: Path, workplace: Path, b
     result = run_script("pretrain", "resume=true", "project_name=p", "run_name=r", larger, "device=cpu", cwd=workplace)
     assert result.code == 0, result.output
     # Nothing but the run's name was given: architecture, data and batch came from the stored config.
-    assert weights(workplace / "checkpoints/p/r") == weights(whole)
+    assert final(workplace / "checkpoints/p/r") == final(whole)
 
 
 def test_a_branch_counts_its_own_seconds(whole: Path, workplace: Path) -> None:
@@ -198,7 +192,7 @@ def test_an_unfinished_run_is_found_under_its_time_stamped_name(whole: Path, wor
     result = run_script("pretrain", *argv, cwd=workplace)
     assert result.code == 0, result.output
     (run,) = (workplace / "runs").iterdir()
-    assert weights(run) == weights(whole)
+    assert final(run) == final(whole)
     # A finished run of the same name is another time's: the next one starts anew beside it.
     assert run_script("pretrain", *argv, "max_steps=2", cwd=workplace).code == 0
     assert len(list((workplace / "runs").iterdir())) == 2

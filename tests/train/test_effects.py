@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from tasks.language_model.args import TrainConfig
-from tests.conftest import metrics
+from tests.e2e.traces import Trace, trace_of
 from tests.train.conftest import attempt
 
 
-@dataclass
-class Trace:
-    """What distinguishes a run."""
-
-    weights: str
-    evaluation: list
-    lines: list
-    files: set
-    output: str
-
-
 def trace(folder: Path, *argv: str, run: str = "out/r") -> Trace:
-    result = attempt(folder, *argv)
-    assert result.code == 0, result.output
-    root = folder / run
-    raw = load_file(root / "ckpt_last.pt/model.safetensors")
-    digest = hashlib.sha256(b"".join(raw[name].numpy().tobytes() for name in sorted(raw))).hexdigest()
-    lines = metrics(root)
-    evaluation = [line for line in lines if "eval/val_loss" in line]
-    files = {str(path.relative_to(root)) for path in root.rglob("*") if ".lock" not in path.name}
-    files |= {file.read_text() for file in root.glob("samples/*")}
-    return Trace(digest, evaluation, lines, files, result.output)
+    return trace_of(attempt(folder, *argv), folder / run, "ckpt_last.pt")
 
 
 @pytest.fixture(scope="module")
