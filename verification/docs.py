@@ -17,6 +17,8 @@ from verification.rule import finding
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALLED = re.compile(r"<!-- file: (\S+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LOOP = re.compile(r"^for (\w+) in ([^;\n]+); do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
+ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
+"""A variable of the environment before a command."""
 FOREIGN = frozenset(("pytest", "pip", "venv", "torch.distributed.run", "mypy", "ruff", "http.server"))
 
 
@@ -83,8 +85,8 @@ def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str
             words = shlex.split(line.removeprefix("$ "), comments=True)
         except ValueError:
             continue
-        bare = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
-        if bare[:1] and bare[0] in ("python", "torchrun", "make"):
+        first = next((word for word in words if not ASSIGNMENT.fullmatch(word)), "")
+        if first in ("python", "torchrun", "make"):
             yield Documented(file, start + number, tuple(words), refused, overlay)
 
 
@@ -120,7 +122,7 @@ def _finding(one: Documented, level: str, text: str) -> Finding:
 
 def what_is_missing(root: Path, one: Documented) -> str | None:
     """The make target, module or script that does not exist, "" if all do; None for commands of an entry script."""
-    words = [word for word in one.words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    words = [word for word in one.words if not ASSIGNMENT.fullmatch(word)]
     if words[0] == "make":
         makefile = root / "Makefile"
         text = makefile.read_text(encoding="utf-8") if makefile.is_file() else ""

@@ -24,7 +24,7 @@ from engine.cli.resolve import observe_script, resolve
 from engine.errors import UsageError
 from engine.fields import declared, flatten
 from engine.registry import ROOT
-from verification.probes.changes import Way, aspects, candidates, declaration, try_out
+from verification.probes.changes import See, Way, candidates, declaration, observer, try_out
 from verification.probes.instance import Tiny, with_keys
 from verification.probes.overrides import effect_of
 from verification.probes.session import make_tiny
@@ -110,16 +110,16 @@ def flips_of(recipe: Path, data: Path) -> list[Flip]:
 
 def flips(tiny: Tiny) -> Iterator[Flip]:
     """Flip each key in turn, those of the run before those of the architecture."""
-    base, known = aspects(tiny, {}), tiny.spec.alternatives(tiny.data)
+    see, known = observer(tiny), tiny.spec.alternatives(tiny.data)
     for key, (value, kind) in keys_of(tiny).items():
         inert, meta = declared_inert(tiny, key, {}), tiny.schema.NOT_IDENTITY.get(key)
         reason = f"not the experiment: {meta}" if meta else inert and f"declared to do nothing here: {inert}"
         ways: list[Way] = [({}, {key: other}) for other in candidates(kind, value)]
         ways += [known[key]] if key in known else []
-        yield Flip(key, str(value), [], [], reason) if reason else _flip(tiny, base, key, str(value), ways)
+        yield Flip(key, str(value), [], [], reason) if reason else _flip(tiny, see, key, str(value), ways)
 
 
-def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Sequence[Way]) -> Flip:
+def _flip(tiny: Tiny, see: See, key: str, value: str, ways: Sequence[Way]) -> Flip:
     """Flip one key. `ways`: the other values, in the order in which they are tried."""
     reason, open_ways = "", list[Way]()
     for held, changed_keys in ways:
@@ -128,7 +128,7 @@ def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Seque
         open_ways += [] if why else [(held, changed_keys)]
     tried: list[str] = []
     try:
-        taken, changed, refused = try_out(open_ways, lambda some: aspects(tiny, some) if some else base)
+        taken, changed, refused = try_out(open_ways, see)
         for settings in taken:
             others = " and ".join(name for name in settings if name != key)
             tried.append(f"{settings[key]}{others and f' with another {others}'}")

@@ -21,6 +21,7 @@ from verification.flips import (
     keys_of,
     tiny_recipe,
 )
+from verification.probes import changes
 from verification.probes.instance import Tiny
 from verification.static import recipes
 
@@ -55,7 +56,7 @@ def test_what_a_key_changes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_only_a_value_that_is_refused_is_passed_over(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     some(monkeypatch, "weight_decay", "beta1")
-    plain = module.aspects
+    plain = changes.aspects
 
     def broken(tiny: Tiny, settings: dict[str, Any]) -> dict[str, Any]:
         if "weight_decay" in settings:
@@ -64,7 +65,7 @@ def test_only_a_value_that_is_refused_is_passed_over(tiny: Tiny, monkeypatch: py
             raise UsageError("beta1: expected another one")
         return plain(tiny, settings)
 
-    monkeypatch.setattr(module, "aspects", broken)
+    monkeypatch.setattr(changes, "aspects", broken)
     crashing, refused = flips(tiny)
     assert crashing.faulty
     assert "FAILS with another value: RuntimeError: size mismatch" in as_table([crashing])
@@ -77,8 +78,8 @@ def test_only_a_value_that_is_refused_is_passed_over(tiny: Tiny, monkeypatch: py
 
 def test_a_planted_dead_key_is_found(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     some(monkeypatch, "weight_decay")
-    plain = module.aspects
-    monkeypatch.setattr(module, "aspects", lambda tiny, settings: plain(tiny, {}))
+    plain = changes.aspects
+    monkeypatch.setattr(changes, "aspects", lambda tiny, settings: plain(tiny, {}))
     (flip,) = flips(tiny)
     assert flip.dead
     assert "DEAD: " in as_table([flip])

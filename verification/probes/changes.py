@@ -22,18 +22,18 @@ NUMBERS = {int: (1, 2, 0), float: (0.5, 0.01, 2.0)}
 """Candidates if the value is null."""
 Way = tuple[Settings, Settings]
 """(settings held in both runs, settings that change); keys of the architecture begin with `arch.`."""
+See = Callable[[Settings], Mapping[str, Any]]
+"""Settings -> observation by aspect."""
 
 
 def try_out(
-    ways: Iterable[Way],
-    see: Callable[[Settings], Mapping[str, Any]],
-    refusals: tuple[type[Exception], ...] = (UsageError,),
+    ways: Iterable[Way], see: See, refusals: tuple[type[Exception], ...] = (UsageError,)
 ) -> tuple[list[Settings], list[str], str]:
     """Try `ways` until one has an effect, at most TRIES: (settings that could be built, aspects that the last one
     changed, why the last refused one was refused).
 
-    `see`: settings -> observation by aspect; an exception of `refusals` skips a way. Aspects are compared bit for bit:
-    with a dead key the same operations are executed.
+    An exception of `refusals` in `see` skips a way. Aspects are compared bit for bit: with a dead key the same
+    operations are executed.
     """
     tried: list[Settings] = []
     before: dict[str, Mapping[str, Any]] = {}
@@ -131,6 +131,12 @@ def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
         "averages": {} if trainer.ema is None else dict(trainer.ema.state_dict()),
         "evaluation": {name: repr(value) for name, value in results.items()},
     }
+
+
+def observer(tiny: Tiny) -> See:
+    """`aspects` of this instance, which observes the unchanged run once, now. Raises what building raises."""
+    unchanged = aspects(tiny, {})
+    return lambda settings: aspects(tiny, settings) if settings else unchanged
 
 
 def _plain(value: Any) -> Any:

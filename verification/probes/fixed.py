@@ -85,7 +85,7 @@ def depth(tiny: Tiny) -> Found:
         _, calls, output = training_step(tiny, count)
         if calls != count * first or sorted(set(output.carry.steps.tolist())) != list(range(1, count + 1)):
             yield f"arch.num_act_steps={count}: {calls / first:g} ACT steps for each batch"
-    yield from _no_carry(tiny)
+    yield from begins_anew(tiny)
 
 
 @fixed("MOD422", "as many steps and cycles as the arch block says")
@@ -98,10 +98,6 @@ def cycles(tiny: Tiny) -> Found:
 @fixed("DYN705", "every batch starts over, with other examples than the one before")
 def begins_anew(tiny: Tiny) -> Found:
     """The second batch gets no carry and has other examples."""
-    yield from _no_carry(tiny)
-
-
-def _no_carry(tiny: Tiny) -> Found:
     task = tiny.build().task
     recorder = Recorder(task.module)
     step(task, 1)

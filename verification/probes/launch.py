@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 import engine.config
 import engine.run.launch
 from engine.errors import UsageError
+from verification.tree import OURS
 
-OURS = ("engine", "launcher", "models", "losses", "tasks", "evaluators", "dataset", "verification")
 MAKERS = ("create_model", "create_model_encoder")
 """The contract's names for the function that creates the model."""
 

@@ -8,7 +8,6 @@ of the run: the result of three steps of the real trainer.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.fields import declared, flatten, value_at
 from launcher.naming import parse_overrides
-from verification.probes.changes import Way, aspects, candidates, declaration, others, try_out
+from verification.probes.changes import See, Way, candidates, declaration, observer, others, try_out
 from verification.probes.instance import Recorder, Tiny, Unobservable, batch_of, set_halting
 from verification.probes.outputs import tensors_of
 from verification.probes.reads import unread_keys
@@ -132,23 +131,16 @@ def _run_notes(tiny: Tiny) -> Iterator[Note]:
     It is only a warning: a few steps of a tiny instance may be too few to show an effect. Launch keys, and those that
     shrinking pins (data, batch, lengths), are not observed.
     """
-    base: dict[str, Any] = {}
+    see: See | None = None
     for key in tiny.overridden_run:
         if key in NOT_IDENTITY or key in tiny.spec.pinned or key not in tiny.settings or tiny.by_reference(key):
             continue
-        base = base or aspects(tiny, {})
+        see = see or observer(tiny)
         present, default = tiny.settings[key], tiny.schema.__dataclass_fields__[key].default
         first = [default] if isinstance(default, bool | int | float | str | None) else []
-        ways: list[Way] = [
-            ({}, {key: value})
-            for value in others(present, [*first, *candidates(declared(tiny.schema)[key][0], present)])
-        ]
-        see = functools.partial(_aspects, tiny, base)
+        values = others(present, [*first, *candidates(declared(tiny.schema)[key][0], present)])
+        ways: list[Way] = [({}, {key: value}) for value in values]
         tried, changed, _ = try_out(ways, see, (UsageError, ValueError))
         if tried and not changed:
             shown = ", ".join(str(settings[key]) for settings in tried)
             yield Note("WARN", f"{key}={present}: {shown} in its place changes nothing in 3 optimizer steps")
-
-
-def _aspects(tiny: Tiny, base: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    return aspects(tiny, settings) if settings else base
