@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import resource
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from chaos.storm import Command, Report
+from chaos.faults import Attempt
+from chaos.storm import Command, Report, Storm
+from engine.io import print_rank0
 from engine.run.environment import describe_environment
 from reports.tables import Column, Table
 
@@ -28,6 +32,20 @@ class Clock:
 def _cpu_s() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def measure(command: Command, attempts: Sequence[Attempt], seed: int, begin: Path | None = None) -> dict[str, Any]:
+    """Run a storm in a temporary folder, printing each problem; return `as_json` of it.
+
+    Raises: UsageError, RunFailure, as `Storm.undisturbed`.
+    """
+    clock, reports = Clock(), []
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        for report in Storm(command, Path(folder), begin).run(attempts):
+            reports.append(report)
+            for problem in report.problems:
+                print_rank0(f"attempt {report.number}, {'; '.join(map(str, report.faults))}: {problem}")
+    return as_json(command, seed, reports, clock)
 
 
 def as_json(command: Command, seed: int, reports: Sequence[Report], clock: Clock) -> dict[str, Any]:

@@ -73,11 +73,9 @@ class Command:
 
         None of its processes outlives this call, however it ends.
         """
-        shared = (
-            {}
-            if not self.is_queue or job is None
-            else {VARIABLE: str(job), "PYTHONPATH": os.pathsep.join((str(SITE), str(ROOT)))}
-        )
+        shared = {}
+        if self.is_queue and job is not None:
+            shared = {VARIABLE: str(job), "PYTHONPATH": os.pathsep.join((str(SITE), str(ROOT)))}
         started: list[Child] = []
         port = _free_port()
         try:

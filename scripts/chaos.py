@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,8 +51,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Plan and run the storm, print its results; return the exit code."""
     from chaos.faults import plan
-    from chaos.result import Clock, as_json, as_table
-    from chaos.storm import Command, Storm
+    from chaos.result import as_table, measure
+    from chaos.storm import Command
     from engine.io import atomic_write_json
     from reports.output import check_place
 
@@ -69,22 +68,16 @@ def main(args: argparse.Namespace) -> int:
                 print(f"{number}. " + "\n   ".join(map(str, attempt.faults)))
             return 0
         check_place(args.out, example="chaos.json")
-        clock, reports = Clock(), []
-        with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
-            for report in Storm(command, Path(folder), args.begin).run(attempts):
-                reports.append(report)
-                for problem in report.problems:
-                    print(f"attempt {report.number}, {'; '.join(map(str, report.faults))}: {problem}", flush=True)
+        result = measure(command, attempts, args.seed, args.begin)
     except (UsageError, RunFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    result = as_json(command, args.seed, reports, clock)
     print(as_table(result), flush=True)
     atomic_write_json(args.out, result)
-    if not any(any(report.struck) for report in reports):
+    if not any(kind["struck"] for kind in result["kinds"].values()):
         print("error: no fault occurred, so nothing was tested: use more --faults, or a longer run", file=sys.stderr)
         return 1
-    return int(any(report.problems for report in reports))
+    return int(any(attempt["problems"] for attempt in result["attempts"]))
 
 
 if __name__ == "__main__":

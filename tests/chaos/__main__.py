@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 
 from chaos.faults import KINDS, plan
-from chaos.result import Clock, as_json, as_table
-from chaos.storm import Command, Storm
+from chaos.result import as_table, measure
+from chaos.storm import Command
 from reports.tables import Column, Table
 from tests.chaos.commands import COMMANDS, begin
 
@@ -30,21 +30,15 @@ SCRIPTS = [script for script in COMMANDS if "/" not in script]
 def storm(script: str, faults: int, seed: int, kinds: list[str], ranks: int, out: Path) -> bool:
     """One script; its result goes to `out`. Whether nothing was lost."""
     command = Command.of(["python", f"{script}.py", *COMMANDS[script].split()], ranks)
-    clock, reports = Clock(), []
+    attempts = plan(seed, faults, kinds or command.default_kinds(), ranks)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         made = begin(script, Path(folder) / "begin") if "data" not in kinds else None
-        for report in Storm(command, Path(folder), made).run(
-            plan(seed, faults, kinds or command.default_kinds(), ranks)
-        ):
-            reports.append(report)
-            for problem in report.problems:
-                print(f"attempt {report.number}, {'; '.join(map(str, report.faults))}: {problem}", flush=True)
-    result = as_json(command, seed, reports, clock)
+        result = measure(command, attempts, seed, made)
     out.mkdir(parents=True, exist_ok=True)
     name = " ".join([f"{Path(script).name}", *kinds, *([f"{ranks} ranks"] if ranks > 1 else [])])
     (out / f"{name}.json").write_text(json.dumps(result, indent=1))
     print(f"{name}\n{as_table(result)}\n", flush=True)
-    return not any(report.problems for report in reports)
+    return not any(attempt["problems"] for attempt in result["attempts"])
 
 
 def table(out: Path) -> str:

@@ -26,15 +26,15 @@ def prepare(base: Path) -> Path:
     return base
 
 
-def odd_commands(count: int, seed: int) -> Iterator[str]:
+def odd_commands(count: int, seed: int, *, whole: bool) -> Iterator[str]:
     """A line for each mutated command that does not end well."""
     from tests.storm import commands
 
     with tempfile.TemporaryDirectory() as folder:
         for script, words in commands.commands(seed, count):
-            outcome = commands.execute(script, words, Path(folder))
+            outcome = commands.execute(script, words, Path(folder), whole=whole)
             if fault := commands.judge(outcome):
-                yield f"{script}.py {' '.join(words)!r}: {fault}"
+                yield f"{script}.py {' '.join(words)!r}: {fault}: {outcome.last[:300]}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=(__doc__ or "").partition("\n")[0])
     for part in ("commands", "files"):
         parser.add_argument(f"--{part}", type=int, default=0, metavar="N")
+    parser.add_argument("--whole", action="store_true", help="commands train, too, not only up to the built plan")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         prepare(base)
         parts = {
             "files": lambda: files.storm(base, base / "scratch", args.files, args.seed),
-            "commands": lambda: odd_commands(args.commands, args.seed),
+            "commands": lambda: odd_commands(args.commands, args.seed, whole=args.whole),
         }
         for part, storm in parts.items():
             count, began, faults_seen = getattr(args, part), time.monotonic(), 0

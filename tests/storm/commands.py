@@ -1,6 +1,6 @@
 """Mutated commands: every key of the entry scripts with values that nobody wants, seeded; and a judge of what they do.
 
-    python -m tests.storm.commands --count 300 --seed 0        # each runs up to its first step, in its own folder
+    python -m tests.storm --commands 300 --seed 0        # each runs up to its first step, in its own folder
 
 A command may work, or end in one line that begins with `error:`. A traceback, a hang, a crash or a file outside the
 working directory is a fault.
@@ -8,11 +8,8 @@ working directory is a fault.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +17,6 @@ from typing import Any
 
 from chaos import child
 from chaos.child import Outcome
-from tests.storm import preload
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2-of-the-storm"
@@ -212,29 +208,3 @@ def execute(script: str, words: list[str], cwd: Path, *, whole: bool = False, li
 
 def _stop(*_: Any, **named: Any) -> None:
     raise SystemExit(0)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The number of faults, printed with the commands that show them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--whole", action="store_true", help="train, too, and not only up to the built plan")
-    options = parser.parse_args(argv)
-    preload()
-    faults = 0
-    codes: dict[int, int] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for script, words in commands(options.seed, options.count):
-            outcome = execute(script, words, Path(folder), whole=options.whole)
-            codes[outcome.code] = codes.get(outcome.code, 0) + 1
-            if reason := judge(outcome):
-                faults += 1
-                last = (outcome.output.strip().splitlines() or [""])[-1][:300]
-                print(f"{reason}: {script}.py {words!r}\n    {last}", flush=True)
-    print(f"{options.count} commands, exit codes {dict(sorted(codes.items()))}, {faults} fault(s)")
-    return min(faults, 125)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

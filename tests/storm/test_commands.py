@@ -1,4 +1,4 @@
-"""A seeded part of the storm: mutated commands work or end in one line. `python -m tests.storm.commands` has more."""
+"""A seeded part of the storm: mutated commands work or end in one line. `python -m tests.storm` has more."""
 
 from __future__ import annotations
 
