@@ -29,10 +29,9 @@ from engine.cli.main import one_line
 from engine.cli.recipes import check_recipe, config_name_of, no_config, read_recipe, search_folders
 from engine.cli.resolve import ANSWERS, resolve
 from engine.errors import UsageError
-from engine.registry import Family, family_of
+from engine.registry import ROOT, Family, family_of
 from launcher.command import parse as parse_command
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
 
 

@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from dataset.arguments import positive, script_parser, whole
 from engine.errors import UsageError
 from engine.io import print_rank0
+from engine.registry import ROOT
 from launcher.gpus import gpu_names
 from launcher.jobs import find
 from launcher.ledger import Ledger
@@ -37,8 +38,6 @@ from launcher.queue import Options, check, check_only, describe, waiting
 from launcher.runner import run_jobs
 from launcher.slurm import parameter, runner_commands, submit
 from launcher.status import status_lines
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

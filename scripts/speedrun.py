@@ -29,12 +29,12 @@ if __name__ == "__main__":
 from dataset.arguments import script_parser, whole
 from engine.errors import RunFailure, UsageError
 from engine.io import atomic_write_text, print_rank0
+from engine.registry import ROOT
 from launcher.ledger import Ledger
 from launcher.queue import Options
 from launcher.runner import run_jobs
 from reports.speedrun.tracks import TRACKS, check_commands, job_file, require_machine
 
-ROOT = Path(__file__).resolve().parents[1]
 OWN = {"seed": "--seeds", "run_dir": "--out"}
 
 

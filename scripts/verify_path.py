@@ -18,20 +18,20 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli.console import begin, execute, print_data  # noqa: E402
+from engine.cli.console import begin, execute, print_data
 
 if __name__ == "__main__":
     begin(output_is_all=True)
 
-from dataset.arguments import OneLineParser  # noqa: E402
-from engine.errors import UsageError  # noqa: E402
-from engine.io import atomic_write_text  # noqa: E402
-from verification import report as form  # noqa: E402
-from verification.finding import Report  # noqa: E402
-from verification.static import verify_all, verify_command, verify_file, verify_run  # noqa: E402
+from dataset.arguments import OneLineParser
+from engine.errors import UsageError
+from engine.io import atomic_write_text
+from engine.registry import ROOT
+from verification import report as form
+from verification.finding import Report
+from verification.static import verify_all, verify_command, verify_file, verify_run
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
