@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from hydra.core.override_parser.types import QuotedString
 
 from engine.cli.resolve import Trace
+from engine.registry import Family
 from launcher.command import Command
 from launcher.naming import parse_overrides
 from verification.data import DataPath
@@ -118,10 +118,14 @@ class Subject(Request):
         return self.trace.script.path.stem if self.trace.script else ""
 
     @property
+    def registered(self) -> Family | None:
+        """The family that the script declares; None if it declares none."""
+        return self.trace.script.declared if self.trace.script else None
+
+    @property
     def requires(self) -> Mapping[str, str]:
         """FAMILY and DATA_MODE that the script's family requires."""
-        script = self.trace.script
-        return script.declared.requires if script and script.declared else {}
+        return self.registered.requires if self.registered else {}
 
     @property
     def misdeclared(self) -> dict[str, str]:
@@ -199,19 +203,12 @@ class Subject(Request):
     @functools.cached_property
     def family(self) -> Verification | None:
         """The `Verification` of the script's family (tasks/<family>/verify.py); None if it has none."""
-        script = self.trace.script
-        return specification(script.declared) if script and script.declared else None
-
-    def part(self, name: str) -> ModuleType | None:
-        """A module of the family's folder; None if there is none."""
-        script = self.trace.script
-        return script.declared.part(name) if script and script.declared else None
+        return specification(self.registered) if self.registered else None
 
     @property
     def package(self) -> str:
         """The family's package, tasks.<family>; "" if the script has no family."""
-        script = self.trace.script
-        return script.declared.package if script and script.declared else ""
+        return self.registered.package if self.registered else ""
 
     @functools.cached_property
     def task(self) -> str | None:
@@ -220,7 +217,7 @@ class Subject(Request):
         return f"{self.package}@{tasks[0]}" if len(tasks) == 1 else None
 
     def _tasks(self) -> list[str]:
-        module = self.part("task")
+        module = self.registered.part("task") if self.registered else None
         classes = [one for one in vars(module).values() if isinstance(one, type)] if module else []
         own = [one for one in classes if one.__module__ == f"{self.package}.task"]
         return [one.__name__ for one in own if hasattr(one, "micro_batches")]
@@ -228,10 +225,9 @@ class Subject(Request):
     @functools.cached_property
     def data(self) -> list[DataPath]:
         """The data sets of the config."""
-        paths = (
-            self.family.data(self.resolved, self.trace.cwd, self.local_data) if self.family and self.resolved else ()
-        )
-        return list(paths)
+        if not (self.family and self.resolved):
+            return []
+        return list(self.family.data(self.resolved, self.trace.cwd, self.local_data))
 
     @functools.cached_property
     def steps(self) -> int | None:
