@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,7 @@ def build(
     entry, folder = config.dataset, Path(config.dataset.folder)
     card = open_data(config, folder)
     shape = text_shape(read_meta(folder).vocab_size)
-    train, test = (Documents(folder, split, block_size=entry.block_size) for split in ("train", "val"))
-    test.name = card.get("split", {}).get("val", test.name)
-    validation = None
-    if config.select_on == "validation":
-        if train.count < 2:
-            raise UsageError(f"{folder} trains on a single document, so none can be held back: add select_on=test")
-        train, validation = train.hold_back(config.eval_seed)
+    train, validation, test = _documents(config, folder, card)
     batches = DocumentBatches(train, seed=config.seed, batch_size=config.batch_size, pad=shape.pad_id)
     eval_documents = partial(
         EvalDocuments,
@@ -79,23 +73,18 @@ def build(
         pad=shape.pad_id,
         limit=config.eval_max_examples,
     )
+    base = indomain = None
     if isinstance(config, FeedbackConfig):
         vocabulary = vocabularies_of([folder])[0]
         base = load_base(config, runtime, vocabulary)
         indomain = load_indomain(config, runtime, vocabulary, base.model.config.objective)
         model, loss_head = create_model(config, AdapterShape(base=base.model.config, text=shape), runtime)
         _print_form(model.config, base.model.config, runtime, runtime.micro_rows(config.batch_size, "batch_size"))
-        objective = base.model.config.objective
     else:
-        base = None
-        indomain = None
         model, loss_head = create_model(config, shape, runtime)
-        objective = model.config.objective
-        if entry.block_size > model.config.block_size:
-            raise UsageError(
-                f"datasets.{config.active_dataset}.block_size={entry.block_size} is longer than "
-                f"arch.block_size={model.config.block_size}: raise the latter"
-            )
+        _check_block_size(config, model.config.block_size)
+    frozen = base.model if base is not None else None
+    objective = (frozen if frozen is not None else model).config.objective
     answers = None
     if config.evaluators or config.num_samples:
         answers = Answers(
@@ -106,18 +95,6 @@ def build(
             sampling=sampling_of(config),
             causal=objective == "autoregressive",
         )
-    frozen = base.model if base is not None else None
-    predict, passes = predictor(model, frozen), partial(base_passes, model=model, base=frozen)
-    score_answers = None
-    if config.evaluators and answers is not None:
-        count, seed = config.answer_examples, config.eval_seed
-        if not answers.gaps(1, seed):
-            raise UsageError(
-                f"evaluators: none of the {test.count:,} held-out documents of {folder} fits in "
-                f"datasets.{config.active_dataset}.block_size={test.block_size}: raise it, or leave the evaluators out"
-            )
-        evaluators = create_evaluators(config.evaluators)
-        score_answers = partial(answers.score, evaluators, predict, runtime, count=count, seed=seed, passes=passes)
     task = FeedbackTask(
         model,
         loss_head,
@@ -137,7 +114,7 @@ def build(
         eval_seed=config.eval_seed,
         levels=config.eval_levels,
         repeats=config.eval_samples,
-        score_answers=score_answers,
+        score_answers=_scorer(config, answers, model, frozen, runtime) if answers is not None else None,
     )
     epoch = batches.steps_per_epoch
     steps = config.total_steps or epoch * config.epochs.get(config.active_dataset, EPOCHS)
@@ -189,6 +166,44 @@ def learning_rate_factor(step: int, *, decay: Decay, warmup: int, horizon: int, 
     if step <= warmup:
         return step / warmup
     return lr_factor(step, decay, warmup=warmup, horizon=horizon, floor=floor)
+
+
+def _documents(
+    config: FeedforwardConfig, folder: Path, card: Mapping[str, Any]
+) -> tuple[Documents, Documents | None, Documents]:
+    """(training, validation, test) documents. Raises: UsageError if none can be held back for validation."""
+    train, test = (Documents(folder, split, block_size=config.dataset.block_size) for split in ("train", "val"))
+    test.name = card.get("split", {}).get("val", test.name)
+    if config.select_on != "validation":
+        return train, None, test
+    if train.count < 2:
+        raise UsageError(f"{folder} trains on a single document, so none can be held back: add select_on=test")
+    return *train.hold_back(config.eval_seed), test
+
+
+def _check_block_size(config: FeedforwardConfig, block_size: int) -> None:
+    if config.dataset.block_size > block_size:
+        raise UsageError(
+            f"datasets.{config.active_dataset}.block_size={config.dataset.block_size} is longer than "
+            f"arch.block_size={block_size}: raise the latter"
+        )
+
+
+def _scorer(
+    config: FeedforwardConfig, answers: Answers, model: Any, base: Any, runtime: Runtime
+) -> Callable[[], dict[str, float | None]] | None:
+    """Scores answers with the run's evaluators; None if it has none. Raises: UsageError if no document fits."""
+    if not config.evaluators:
+        return None
+    count, seed, test = config.answer_examples, config.eval_seed, answers.documents
+    if not answers.gaps(1, seed):
+        raise UsageError(
+            f"evaluators: none of the {test.count:,} held-out documents of {config.dataset.folder} fits in "
+            f"datasets.{config.active_dataset}.block_size={test.block_size}: raise it, or leave the evaluators out"
+        )
+    evaluators, predict = create_evaluators(config.evaluators), predictor(model, base)
+    passes = partial(base_passes, model=model, base=base)
+    return partial(answers.score, evaluators, predict, runtime, count=count, seed=seed, passes=passes)
 
 
 def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> None:
