@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from tests.verification.mutations import faults
 
-FILES = {
-    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
-    "ARCH": "config/arch/trm.yaml",
-    "TRM": "models/recursive_reasoning/trm.py",
-}
-
 FAULTS = faults(
     r'''
 halt-at-once | CFG230 | halt_max_steps 1 with dynamic halting: no row ever thinks twice | + arch.halt_max_steps=1
@@ -160,5 +154,4 @@ dead-override-unread | JOB031 (ARC330) | an override of a Config field that no l
   + dropout: 0.0
     puzzle_emb_ndim: ${.hidden_size}       # 0 switches the puzzle embedding and its prefix off
 ''',
-    files=FILES,
 )

@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from tests.verification.mutations import faults
 
-FILES = {
-    "ACT": "models/recursive_reasoning/act.py",
-    "TRM": "models/recursive_reasoning/trm.py",
-    "INNER": "models/recursive_reasoning/inner.py",
-    "RECURSION": "models/recursive_reasoning/recursion.py",
-    "TABLE": "models/sparse_embedding.py",
-    "LOSS": "losses/act.py",
-    "TASK": "tasks/recursive_reasoning/task.py",
-    "GROUPS": "tasks/recursive_reasoning/groups.py",
-}
-
 FAULTS = faults(
     r"""
 deep-window-0 | DYN703 | the gradient window holds no update: the network never learns
@@ -104,5 +93,4 @@ deep-optimizer-skips-stack | DYN703 | the optimizer group is filtered by a name 
   GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if not n.startswith("inner.L_")}
 """,
     job="python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 arch.L_cycles=2",
-    files=FILES,
 )

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from tests.verification.mutations import faults
 
-FILES = {
-    "BASE": "config/base/pretrain.yaml",
-    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
-    "OTHER_RECIPE": "config/cfg_train.yaml",
-}
-
 FAULTS = faults(
     r"""
 launcher-misspelt | JOB010 | a launcher that does not exist | pyhton pretrain.py device=cpu
@@ -136,5 +130,4 @@ page-misspells-key | EVERYTHING DOC810 | a page's command has a misspelt key
   + python pretrain.py warmup_steps=10
   + ```
 """,
-    files=FILES,
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tests.verification.mutations import faults
 
-FILES = {"ACT": "models/recursive_reasoning/act.py", "TRM": "models/recursive_reasoning/trm.py"}
-
 FAULTS = faults(
     r"""
 forward-unconditional | MOD420 | forward does not branch on self.training
@@ -131,5 +129,4 @@ eval-one-step | WARN MOD450 | evaluation takes one ACT step only
   -                 carry = self._eval_step(carry, x, self.halt_max_steps)
   +             carry = self._eval_step(carry, x, self.halt_max_steps)
 """,
-    files=FILES,
 )

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from tests.verification.mutations import right
 
-FILES = {
-    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
-    "ARCH": "config/arch/trm.yaml",
-    "TRM": "models/recursive_reasoning/trm.py",
-    "ACT": "models/recursive_reasoning/act.py",
-    "BUILD": "tasks/recursive_reasoning/build.py",
-    "TASK": "tasks/recursive_reasoning/task.py",
-}
-
 GOOD = right(
     r'''
 small |  | the demo's recipe
@@ -303,5 +294,4 @@ key-read-by-name |  | a model that reads its key by its name | + arch.name=recur
   +         cycle = (low,) * lows + (high,) * (1 + asdict(config)["extra_updates"])
   +         return cycle * config.H_cycles, len(cycle)
 ''',
-    files=FILES,
 )

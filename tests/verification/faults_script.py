@@ -4,16 +4,6 @@ from __future__ import annotations
 
 from tests.verification.mutations import faults
 
-FILES = {
-    "SCRIPT": "pretrain.py",
-    "FAMILY": "tasks/recursive_reasoning/family.py",
-    "BUILD": "tasks/recursive_reasoning/build.py",
-    "TASK": "tasks/recursive_reasoning/task.py",
-    "GROUPS": "tasks/recursive_reasoning/groups.py",
-    "TRM": "models/recursive_reasoning/trm.py",
-    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
-}
-
 FAULTS = faults(
     r'''
 decorator-config-missing | SCR110 | @hydra.main names a config that does not exist
@@ -223,5 +213,4 @@ carry-cleared-after-step | MOD440 | after_step drops the carries
   +             self._carries[piece] = None
             for carry in self._carries:
 ''',
-    files=FILES,
 )

@@ -32,6 +32,24 @@ FOLDERS = (
 )
 SMALL = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu"
 LARGE = "torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp"
+FILES = {
+    "SCRIPT": "pretrain.py",
+    "BASE": "config/base/pretrain.yaml",
+    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
+    "OTHER_RECIPE": "config/cfg_train.yaml",
+    "ARCH": "config/arch/trm.yaml",
+    "TRM": "models/recursive_reasoning/trm.py",
+    "ACT": "models/recursive_reasoning/act.py",
+    "INNER": "models/recursive_reasoning/inner.py",
+    "RECURSION": "models/recursive_reasoning/recursion.py",
+    "TABLE": "models/sparse_embedding.py",
+    "LOSS": "losses/act.py",
+    "FAMILY": "tasks/recursive_reasoning/family.py",
+    "BUILD": "tasks/recursive_reasoning/build.py",
+    "TASK": "tasks/recursive_reasoning/task.py",
+    "GROUPS": "tasks/recursive_reasoning/groups.py",
+}
+"""The names of files in the tables; those of another family have their own."""
 
 Edit = Callable[[Path], None]
 
@@ -64,7 +82,7 @@ class Fault:
 # --- tables -------------------------------------------------------------------------------------------------------------
 
 
-def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Fault, ...]:
+def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] = FILES) -> tuple[Fault, ...]:
     """A fault for each line `name | codes | what | command | intent`, with the edits that stand indented below it.
 
     Before the codes their level where it is not FAIL, OBSERVED where only a tiny instance shows it, EVERYTHING where the
@@ -85,7 +103,7 @@ def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = No
                 name=name,
                 what=what,
                 codes=tuple(word for word in words if word not in (level, "OBSERVED", "EVERYTHING")),
-                edits=_edits(below, files or {}),
+                edits=_edits(below, files),
                 job=f"{job} {command.removeprefix('+ ')}" if command.startswith("+ ") else command or job,
                 jobs=_jobs(below, job),
                 intent=tuple((key, value) for key, _, value in (word.partition("=") for word in intent.split())),
@@ -98,7 +116,7 @@ def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = No
     return tuple(made)
 
 
-def right(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Fault, ...]:
+def right(table: str, *, job: str = SMALL, files: Mapping[str, str] = FILES) -> tuple[Fault, ...]:
     """What is right, for each line `name | codes that must be quiet | what | command | intent`; edits as in `faults`."""
     return tuple(replace(case, codes=(), quiet=case.codes) for case in faults(table, job=job, files=files))
 
