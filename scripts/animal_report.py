@@ -31,8 +31,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps")
     parser.add_argument("--out", type=Path, default=Path("animal_report"), metavar="DIR", help="default: animal_report")
     parser.add_argument("--no-base", action="store_true", help="compare the runs only; loads no model")
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     gpu.add_argument("--modes", type=pattern, default="", metavar="REGEX", help="modes that match; default: all")
     gpu.add_argument("--seconds", type=positive, default=8, help="of timing for each row, about; default: 8")
     gpu.add_argument("--warm-up", type=positive, default=240, help="seconds; modes that take longer are omitted")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     gpu_options = [f for f in ("modes", "seconds", "warm_up") if getattr(args, f) != parser.get_default(f)]
     if args.device == "cpu" and gpu_options:
         parser.error(f"--{gpu_options[0].replace('_', '-')} is for --device cuda")

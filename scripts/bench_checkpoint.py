@@ -34,8 +34,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the run writes, then removed; default: a temporary folder")
     parser.add_argument("--threads", type=positive, default=1, help="of torch; default: 1, so a core is left to write")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -35,8 +35,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=positive, nargs="+", metavar="C", help="widths instead of 64 256 512")
     parser.add_argument("--rank", type=positive, nargs="+", metavar="r", help="ranks instead of 1 8 64 256")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--from", type=Path, dest="begin", metavar="DIR", help="initial content of each working folder (copied)")
     add("--plan", action="store_true", help="print the plan and run nothing")
     add("--out", type=Path, default=Path("chaos.json"), metavar="FILE", help="the result, as JSON")
-    args: argparse.Namespace = parser.parse_args(words[:at])
+    args = parser.parse_args(words[:at])
     args.command = words[at + 1 :]
     return args
 

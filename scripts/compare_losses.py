@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PATTERN",
         help="what to compare; default: all",
     )
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if not 0 <= args.tolerance < math.inf:
         parser.error(f"--tolerance {args.tolerance}: expected a number of at least 0")
     return args

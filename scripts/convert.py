@@ -55,8 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-table", action="store_true", help="pretrained: leave the puzzle table out")
     add_card_arguments(parser)
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

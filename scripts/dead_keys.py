@@ -37,8 +37,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of recipes, such as cfg_pretrain")
     parser.add_argument("--all", action="store_true", help="every recipe")
     parser.add_argument("--verbose", action="store_true", help="a line for each key, not only where something is wrong")
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def chosen(args: argparse.Namespace) -> list[Path]:

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="file of the figures; default: evaluation_step_N.json in the run"
     )
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if args.max_examples not in (None, "all"):
         try:
             args.max_examples = positive(args.max_examples)

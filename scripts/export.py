@@ -42,8 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--weights", choices=("ema", "raw"), help="averaged or raw; default: averaged, if the run keeps them"
     )
     add_card_arguments(parser)
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

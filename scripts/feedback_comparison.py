@@ -40,8 +40,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=positive, default=sizes.adapter, metavar="N", help=f"on a base; default: {sizes.adapter}")
     add("--jobs", type=positive, default=1, metavar="N", help="runs at once; default: 1")
     add("--out", type=Path, default=Path(".out/comparison"), metavar="DIR", help="default: .out/comparison")
-    args: argparse.Namespace = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

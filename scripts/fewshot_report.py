@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("fewshot_report"), metavar="DIR", help="folder; default: fewshot_report"
     )
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if args.encoders and args.step:
         parser.error("--step has no meaning with --encoders, which compares the last figures of training")
     return args

@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, metavar="FILE.json", help="default: TASK_prediction.json here, with a picture next to it"
     )
     parser.add_argument("--no-color", action="store_true", help="digits without colours")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".json":
         parser.error(f"--out {args.out}: expected a name that ends in .json")
     if args.lr is not None and args.adapt != "full":

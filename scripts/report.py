@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-verification", action="store_true", help="leave out verify_path, a second for each run")
     parser.add_argument("--no-pictures", action="store_true", help="leave out pictures and draw none")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if not 0 <= args.smoothing < 1:
         parser.error(f"--smoothing {args.smoothing}: expected a number from 0 to below 1")
     return args

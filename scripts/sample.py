@@ -64,7 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="of the random draws; default: 1337")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
         parser.error(f"argument --temperature: {args.temperature} is not a finite number of at least 0")
     if args.min_p is not None and not 0 <= args.min_p <= 1:

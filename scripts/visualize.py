@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="step through the answers with the arrow keys; prints them all if the input is not a terminal",
     )
     parser.add_argument("--no-color", action="store_true", help="plain text with marks instead of colours")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"--out {args.out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     return args
