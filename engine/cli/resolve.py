@@ -12,14 +12,12 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -45,7 +43,6 @@ ANSWERS = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c",
 class HydraMain:
     """A function decorated with @hydra.main."""
 
-    function: Callable[..., Any]
     config_path: str
     config_name: str
     line: int
@@ -187,54 +184,39 @@ def is_sweep(words: Sequence[str]) -> bool:
 
 @functools.cache
 def observe_script(path: Path) -> Script:
-    """An entry script, imported with @hydra.main replaced by a recorder; not imported if it does not import hydra.
+    """An entry script, imported under another name than __main__; not imported if it does not import hydra.
 
     Raises: OSError, and whatever importing the script raises.
     """
     if not re.search(r"^\s*(import|from) hydra\b", path.read_text(encoding="utf-8"), re.MULTILINE):
         return Script(path)
-    mains: list[HydraMain] = []
-    with _recorded(mains):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return Script(path, module, mains)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Script(path, module, _mains_of(module))
 
 
 def _running(path: Path) -> Script | None:
     """The script that this process runs, if it is the one at `path`, which then need not be executed again."""
     module = sys.modules["__main__"]
-    launch = getattr(module, "launch", None)
-    if launch is None or Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+    if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
         return None
-    hydra_args, function = inspect.getclosurevars(launch).nonlocals, inspect.unwrap(launch)
-    line, name = function.__code__.co_firstlineno, str(hydra_args["config_name"]).removesuffix(".yaml")
-    main = HydraMain(function, str(hydra_args["config_path"]), name, line)
-    return Script(path, module, [main])
+    mains = _mains_of(module)
+    return Script(path, module, mains) if mains else None
 
 
-@contextmanager
-def _recorded(mains: list[HydraMain]) -> Iterator[None]:
-    original = hydra.main
-
-    def main(
-        config_path: str | None = None, config_name: str | None = None, version_base: str | None = None
-    ) -> Callable[..., Any]:
-        line = sys._getframe(1).f_lineno
-
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            mains.append(HydraMain(function, config_path or ".", (config_name or "").removesuffix(".yaml"), line))
-            return function
-
-        return decorate
-
-    hydra.main = main
-    try:
-        yield
-    finally:
-        hydra.main = original
+def _mains_of(module: ModuleType) -> list[HydraMain]:
+    """The functions of a module that @hydra.main decorates, from the variables of its wrapper."""
+    mains = []
+    for value in vars(module).values():
+        if inspect.isfunction(value) and hasattr(value, "__wrapped__"):
+            given, line = inspect.getclosurevars(value).nonlocals, inspect.unwrap(value).__code__.co_firstlineno
+            if {"config_path", "config_name"} <= given.keys():
+                name = (given["config_name"] or "").removesuffix(".yaml")
+                mains.append(HydraMain(given["config_path"] or ".", name, line))
+    return mains
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
