@@ -11,16 +11,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.manifest import (
-    STEP_NAME,
-    Contents,
-    read_manifest,
-    step_folders,
-    write_checkpoint,
-)
+from engine.checkpoint.manifest import STEP_NAME, Contents, read_manifest, step_folders, write_checkpoint
 from engine.checkpoint.state_tree import load_weights as load_weights
 from engine.errors import UsageError
 from engine.io import (
@@ -122,18 +117,15 @@ class CheckpointStore:
         """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is a warning."""
         make_link(self.run_dir / name, os.path.relpath(target, self.run_dir))
 
-    def prune(self, keep_last: int | None = None, keep_every: int | None = None) -> list[Path]:
-        """Remove all but the `keep_last` newest (None: all), the multiples of `keep_every`, latest and best.
+    def prune(self, keep_last: int, keep_every: int | None = None) -> None:
+        """Remove all but the `keep_last` newest, the multiples of `keep_every`, latest and best.
 
         Newest by time of writing: after a resume from an earlier step, the abandoned later steps are the oldest. A
-        failed removal is a warning. Returns what was removed.
+        failed removal is a warning.
         """
-        if keep_last is None:
-            return []
         by_age = sorted(self.steps(), key=self._written)
         kept = {path for path in (self.latest(), self.best()) if path is not None}
         kept |= {self.folder / f"step_{step}" for step in by_age[max(0, len(by_age) - keep_last) :]}
-        removed = []
         for step in by_age:
             path = self.folder / f"step_{step}"
             if path in kept or (keep_every and step % keep_every == 0):
@@ -145,9 +137,6 @@ class CheckpointStore:
                 remove_directory(path)
             except OSError as error:
                 print_rank0(f"warning: the old checkpoint {path} could not be removed ({error}); the run continues")
-            else:
-                removed.append(path)
-        return removed
 
     def _written(self, step: int) -> tuple[str, int]:
         try:
@@ -212,26 +201,23 @@ class Background:
     """A daemon thread for one piece of work. If the process ends first, what is half-written has a temporary name."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._outcome: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
         """Start `work` after waiting for the previous piece. Raises: the previous piece's error."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint", daemon=True)
-        self._thread.start()
+        outcome = self._outcome = Future[None]()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
         """Wait for the current piece. Raises: its error, once."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            outcome.result()

@@ -75,11 +75,6 @@ class RunDecision:
         """The checkpoint of another run that this one starts from."""
         return None if self.resumes else self.checkpoint
 
-    @property
-    def starts_fresh(self) -> bool:
-        """Whether no checkpoint is loaded."""
-        return not self.resumes and self.checkpoint is None
-
 
 def decide_run(config: RunConfig, entry: str) -> RunDecision:
     """On rank 0: what this launch does, and the config it trains with (under resume=true the stored one is the base).
@@ -92,7 +87,7 @@ def decide_run(config: RunConfig, entry: str) -> RunDecision:
         return replace(finished, source=source_of(config))
     if config.resume == "true":
         path = request.resumable()
-        config = stored_config(path, config, run_dir=path)
+        config = stored_config(path, config)
         request = request_of(config, entry)
     decision = resolve_run(request)
     if config.resume == "auto" and config.resume_from == "latest" and decision.resumes:

@@ -16,21 +16,12 @@ from typing import Any
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import RunFailure, UsageError
 from engine.io import atomic_write_json, atomic_write_text, file_lock, make_link, print_rank0, sha256_json
-from engine.run.aside import (
-    SET_ASIDE,
-    clear_leftovers,
-    contents,
-    is_set_aside,
-    require_own,
-    require_room,
-    set_aside,
-)
+from engine.run.aside import SET_ASIDE, clear_leftovers, contents, is_set_aside, require_own, require_room, set_aside
 from engine.run.decision import RunDecision, resolve_run
 from engine.run.files import finite, is_finished, now, read_json, truncate_to, write_yaml
 from engine.run.request import RunRequest
 
 METRIC_FILES = ("metrics.jsonl", "metrics.csv")
-STATES = ("running", "interrupted", "done", "failed", "refused")
 
 
 @dataclass
@@ -73,13 +64,11 @@ class RunDirectory:
         atomic_write_json(self.path / "summary.json", finite({**head, **more}))
 
     def set_status(self, state: str, **fields: Any) -> None:
-        """Write status.json: state, pid, step, exit_code, message, time, more `fields`; the last step set is kept.
+        """Write status.json: state (running, interrupted, done, failed, refused), pid, step, exit_code, message, time,
+        more `fields`; the last step set is kept.
 
         A launch refused on a finished run leaves that run's status unchanged.
-        Raises: ValueError on a state that is none of STATES.
         """
-        if state not in STATES:
-            raise ValueError(f"status '{state}': choose one of {', '.join(STATES)}")
         if state == "refused" and self._before.get("state") == "done":
             self._status = self._before
         else:
@@ -184,7 +173,7 @@ def _carry_out(
         _folder=os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
         _before=read_json(path / "status.json"),
     )
-    run.set_status("running", step=_step_of(current.checkpoint) if current.resumes else 0)
+    run.set_status("running", step=current.step)
     print_rank0(run.message)
     return run, current, moved
 
@@ -196,11 +185,6 @@ def identity_file(
     identity = dict(request.identity_for(known or {}))
     key = {"entry": request.entry, "identity": sha256_json(identity)}
     return {**key, **began_at, "time": now(), "config": identity}
-
-
-def _step_of(checkpoint: Path | None) -> int | None:
-    number = checkpoint.name.removeprefix("step_") if checkpoint else ""
-    return int(number) if number.isdigit() else None
 
 
 def _lock(path: Path) -> contextlib.ExitStack:

@@ -65,7 +65,7 @@ def run(
             finally:  # printed after `build`, whose warning of stand-in data should be the first line
                 print_device(config)
             check_early_stop(config, plan)
-            if decision.starts_fresh and plan.start is not None:
+            if decision.checkpoint is None and plan.start is not None:
                 plan.start()
             steps = plan.last_step(config.max_steps) - decision.step
             spent = 0.0 if config.max_seconds is None else on_main(lambda: decision.spent)

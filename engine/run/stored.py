@@ -185,31 +185,22 @@ def _apply(
         raise UsageError(f"{line}: the stored run has no key '{key}': {hint}; {older}") from error
 
 
-def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:
-    """The config of the run in `folder` with this command's value overrides on top; it resumes in `run_dir`.
+def stored_config(folder: Path, config: C) -> C:
+    """The config of the run in `folder` with this command's value overrides on top; it resumes there.
 
     Raises:
         UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
     """
     command = source_of(config)
     text = stored_text(folder)
-    schema: Any = type(config)
-    merged = merge_for_resume(
-        text, command.overrides, groups=[*command.choices, *groups], before=config.before, declared=keys_of(schema)
-    )
+    declared = keys_of(type(config))
+    merged = merge_for_resume(text, command.overrides, command.choices, before=config.before, declared=declared)
     merged.resume_from = config.resume_from  # this launch's, not the one that the run once started from
     header = text.partition("\n")[0] + "\n"
-    resolved = resolved_container(merged)
-    if run_dir is not None:  # a time-stamped name would resolve to a new time
-        resolved["run_dir"] = str(run_dir)
-    source = replace(
-        command,
-        yaml=header + OmegaConf.to_yaml(merged, resolve=False),
-        resolved=resolved,
-        overlay=False,
-        **stored_origin(text),
-    )
-    return from_source(config, source)
+    # a time-stamped name would resolve to a new time
+    resolved = {**resolved_container(merged), "run_dir": str(folder)}
+    whole = header + OmegaConf.to_yaml(merged, resolve=False)
+    return from_source(config, replace(command, yaml=whole, resolved=resolved, overlay=False, **stored_origin(text)))
 
 
 def with_old_behaviour(config: C, folder: Path) -> C:

@@ -68,7 +68,7 @@ class Timed(Session):
     def after_step(self, trainer: Any) -> None:
         """Time the step, and save if it is due; end the run after the last save."""
         now = time.perf_counter()
-        writing = self.writer._thread is not None and self.writer._thread.is_alive()
+        writing = self.writer._outcome is not None and not self.writer._outcome.done()
         if writing:
             self.current.steps_s.append(now - self.last)
         elif self.since > 1:  # the first steps are slower, and so is the one in which the writer finished

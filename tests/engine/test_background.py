@@ -180,8 +180,8 @@ def test_a_signal_after_a_save_that_failed_saves_again(
 
     def start_and_finish(self: Background, work) -> None:
         start(self, work)
-        assert self._thread is not None
-        self._thread.join()  # so that the signal is here when the trainer asks for it
+        assert self._outcome is not None
+        self._outcome.exception()  # waits, so that the signal is here when the trainer asks for it
 
     monkeypatch.setattr(Background, "start", start_and_finish)
     done = run_script("pretrain", *RUN, f"checkpoint_background={background}", cwd=workplace)

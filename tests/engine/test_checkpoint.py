@@ -182,10 +182,8 @@ def test_prune_keeps_last_every_latest_and_best(tmp_path):
     store = store_at(tmp_path)
     for step in range(1, 9):
         save(store, step, value=1.0 if step == 2 else 0.0)
-    assert store.prune() == []
-    removed = store.prune(keep_last=2, keep_every=5)
+    store.prune(keep_last=2, keep_every=5)
     assert store.steps() == [2, 5, 7, 8]
-    assert {path.name for path in removed} == {"step_1", "step_3", "step_4", "step_6"}
     assert {p.name for p in store.run_dir.glob("step_*")} == {"step_2", "step_5", "step_7", "step_8"}
     # Back to step 2: the steps written from there on are the newest, whatever their number.
     save(store, 3)
@@ -202,7 +200,7 @@ def test_failed_prune_never_fails_the_run(tmp_path, monkeypatch, capsys):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("engine.checkpoint.store.remove_directory", stubborn)
-    assert store.prune(keep_last=1) == []
+    store.prune(keep_last=1)
     assert "step_1" in capsys.readouterr().out
     assert store.steps() == [1, 2, 3]
 
