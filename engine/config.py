@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -260,7 +260,6 @@ def load_synced_config(
     *,
     schema: type[C],
     entry: str | None = None,
-    broadcast: Callable[[Any], Any] | None = None,
 ) -> C:
     """Resolve and check a composed config; every rank returns rank 0's (over the process group).
 
@@ -271,11 +270,9 @@ def load_synced_config(
     _check_script(source, entry)
     config = read_source(schema, source)  # each rank checks its own first, so that a bad config hangs no rank
     if world_size > 1:
-        if broadcast is None:
-            from engine.distributed import broadcast_object  # lazily: it imports torch
+        from engine.distributed import broadcast_object  # lazily: it imports numpy
 
-            broadcast = broadcast_object
-        config = read_source(schema, ConfigSource(**broadcast(vars(source) if rank == 0 else None)))
+        config = read_source(schema, ConfigSource(**broadcast_object(vars(source) if rank == 0 else None)))
     return config
 
 

@@ -36,29 +36,22 @@ class Unreadable(ValueError):
     """A file is not readable as expected. The text states the fault, without the file's name."""
 
 
-def kind_fault(mode: int) -> str | None:
-    """Why a file of this `st_mode` must not be read; None for a regular file."""
-    if stat.S_ISREG(mode):
-        return None
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
-    what = next((name for test, name in kinds.items() if test(mode)), "a device")
-    return f"is {what}, not a file"
-
-
-def check_regular(path: str | os.PathLike[str]) -> None:
+def check_regular(path: str | os.PathLike[str] | int) -> None:
     """Refuse anything but a regular file, for libraries that open a path themselves. Raises: OSError, Unreadable."""
-    fault = kind_fault(os.stat(path).st_mode)
-    if fault:
-        raise Unreadable(fault)
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+        raise Unreadable(f"is {next((name for test, name in kinds.items() if test(mode)), 'a device')}, not a file")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; never blocks on a pipe without a writer. Raises: OSError, Unreadable."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    fault = kind_fault(os.fstat(handle).st_mode)
-    if fault:
+    try:
+        check_regular(handle)
+    except Unreadable:
         os.close(handle)
-        raise Unreadable(fault)
+        raise
     return os.fdopen(handle, "rb")
 
 

@@ -152,8 +152,6 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     class of another slot or a mere helper class; an ImportError raised *inside* an existing module is passed on
     unchanged: it is a bug there, not a wrong name.
     """
-    if slot not in SLOTS:
-        raise ValueError(f"slot {slot!r} is not one of {SLOTS}")
     place = where or f"name under {slot}/"
     if (split := split_name(str(name), slot)) is None:
         given = "it is missing, expected" if name is None else f"{name!r} is not of the form"

@@ -240,29 +240,24 @@ class WeightsMisfit(UsageError):
     """Weights that do not fit the model. `engine.run.identity.what_changed` names the key if both configs are known."""
 
 
-def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> str:
-    """Copy `tensors` into the parameters and buffers of `module`; return one line on what was loaded.
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` into the parameters and buffers of `module`, if all of them fit.
 
-    Values are converted to the module's dtype and device. A name missing from `tensors` counts as loaded if it is tied
-    to one that is present. Under `strict` nothing is copied unless everything fits.
-
-    Raises: WeightsMisfit under `strict`, listing all mismatches with shapes; ValueError for a module on the "meta"
-    device.
+    Values are converted to the module's dtype and device. A name may be missing from `tensors` if it is tied to one
+    that is present. Raises: WeightsMisfit, listing all mismatches with shapes; then nothing is copied.
     """
-    return fill(module.state_dict(), tensors, strict=strict)
+    fill(module.state_dict(), tensors)
 
 
-def fill(state: Mapping[str, Any], tensors: Mapping[str, Tensor], *, strict: bool) -> str:
+def fill(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """`load_weights` for a module's state dict, `state`."""
     ours = {clean_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
     theirs = {clean_name(name): value for name, value in tensors.items()}
-    if any(value.is_meta for value in ours.values()):
-        raise ValueError("load_weights: the module is on the meta device, give it memory first (module.to_empty)")
     both = [name for name in ours if name in theirs]
     fitting = [name for name in both if ours[name].shape == theirs[name].shape]
     memory = {(ours[name].data_ptr(), ours[name].shape) for name in fitting}
-    absent = [name for name in ours if name not in theirs]
-    missing = [n for n in absent if not ours[n].numel() or (ours[n].data_ptr(), ours[n].shape) not in memory]
+    missing = [name for name in ours if name not in theirs]
+    missing = [n for n in missing if not ours[n].numel() or (ours[n].data_ptr(), ours[n].shape) not in memory]
     faults = {
         "missing": [f"{name} {list(ours[name].shape)}" for name in missing],
         "unexpected": [f"{name} {list(theirs[name].shape)}" for name in theirs if name not in ours],
@@ -272,14 +267,11 @@ def fill(state: Mapping[str, Any], tensors: Mapping[str, Tensor], *, strict: boo
             if name not in fitting
         ],
     }
-    words = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
-    if words and strict:
+    if words := [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]:
         raise WeightsMisfit("the weights do not fit the model: " + "; ".join(words))
     with torch.no_grad():
         for name in fitting:
             ours[name].copy_(theirs[name])
-    loaded = len(fitting) + len(absent) - len(missing)
-    return "; ".join([f"loaded {loaded} of {len(ours)} tensors", *words])
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -183,14 +183,9 @@ def check_early_stop(config: RunConfig, plan: TrainingPlan) -> None:
 
 class EMA:
     """Exponential moving average of the parameters that require gradients, without bias correction:
-    shadow <- rate · shadow + (1 - rate) · parameter.
-
-    Raises: ValueError for a rate outside [0, 1).
-    """
+    shadow <- rate · shadow + (1 - rate) · parameter, with a rate in [0, 1)."""
 
     def __init__(self, params: Mapping[str, Tensor], rate: float) -> None:
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"ema_rate={rate}: expected a number from 0 up to, not including, 1")
         self.params = {name: param for name, param in params.items() if param.requires_grad}
         self.rate = rate
         self.shadow = {name: param.detach().clone() for name, param in self.params.items()}

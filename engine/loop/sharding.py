@@ -110,7 +110,7 @@ class ShardedReducer(GradientReducer):
         params = dict(self._task.module.named_parameters(remove_duplicate=False))
         full = {id(dtensor): torch.empty(dtensor.shape, dtype=dtensor.dtype) for dtensor in self._dtensors.values()}
         state = self._task.module.state_dict()  # buffers are not sharded: they are loaded in place
-        fill({name: full[id(params[name])] if name in params else state[name] for name in state}, weights, strict=True)
+        fill({name: full[id(params[name])] if name in params else state[name] for name in state}, weights)
         with torch.no_grad():
             for name, shard in self._shards.items():
                 shard.copy_(self._shard(full[id(self._dtensors[name])]))

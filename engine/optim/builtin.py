@@ -48,8 +48,6 @@ class AdamATan2:
         beta2: float = 0.999,
         weight_decay: float = 1e-2,
     ) -> None:
-        if len(params) != len(names) or len(set(names)) != len(names):
-            raise ValueError(f"{len(params)} parameters need as many different names, got {len(set(names))}")
         _require(RATE, lr=lr, weight_decay=weight_decay)
         _require(MOMENT, beta1=beta1, beta2=beta2)
         self.params, self.names = list(params), list(names)

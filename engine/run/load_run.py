@@ -110,7 +110,7 @@ def open_checkpoint(
     plan = family.build(config, runtime)
     averaged = checkpoint.ema if weights == "ema" else None
     try:
-        load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
+        load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})})
     except WeightsMisfit as error:
         changed = what_changed(checkpoint.config, config)
         raise UsageError(f"checkpoint {checkpoint.path}: {changed or error}") from error

@@ -67,7 +67,7 @@ class FrozenBase:
         if path == self.named:
             return self
         checkpoint = find_checkpoint(path, checksums=True)
-        load_weights(self.model, stored_weights(checkpoint)[0], strict=True)
+        load_weights(self.model, stored_weights(checkpoint)[0])
         self.model.freeze()
         path = Path(os.path.relpath(checkpoint.path))
         print_rank0(
@@ -230,7 +230,7 @@ def _load(
     stored: FeedforwardConfig = read_config(checkpoint, FeedforwardConfig, device=config.device)
     shape = text_shape(require_vocabulary(checkpoint, data))
     model, _ = FEEDFORWARD.create_model(stored, shape, runtime)
-    load_weights(model, stored_weights(checkpoint)[0], strict=True)
+    load_weights(model, stored_weights(checkpoint)[0])
     if config.dataset.block_size > model.config.block_size:
         raise UsageError(
             f"datasets.{config.active_dataset}.block_size={config.dataset.block_size} is longer than "

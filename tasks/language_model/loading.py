@@ -56,7 +56,7 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
         runtime = make_runtime(config)
         model, _ = FAMILY.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
         tensors, chosen = stored_weights(stored, weights)
-        load_weights(model, tensors, strict=True)
+        load_weights(model, tensors)
         model.eval()
     return TextRun(
         model=model, config=config, runtime=runtime, checkpoint=stored, weights=chosen, vocabularies=vocabularies

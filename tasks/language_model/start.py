@@ -125,7 +125,7 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
             "the same arch.* and a data set of the same vocabulary are needed"
         )
     weights, kind = stored_weights(checkpoint)  # if a run keeps averages, those were evaluated
-    load_weights(model, weights, strict=True)
+    load_weights(model, weights)
     print_rank0(f"weights     {source} (step {checkpoint.step}{', averaged' if kind == 'ema' else ''})")
 
 

@@ -62,7 +62,7 @@ def load_initial(config: PretrainConfig, model: RecursiveModel, train: Sequence[
             f"{name}: {mismatch}: expected the arch.* keys of that run{trained}, and data of the same vocabulary (with "
             "arch.mlp_t=true or learned positions of the same length, too)"
         )
-    load_weights(model, weights, strict=True)
+    load_weights(model, weights)
     averaged = ", averaged" if kind == "ema" else ""
     print_rank0(f"weights     {checkpoint.path} (step {checkpoint.step}{averaged}), {len(weights)} tensors; {report}")
     if changed:

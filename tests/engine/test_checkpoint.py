@@ -246,7 +246,7 @@ def test_resolve(tmp_path, monkeypatch):
 # --- weights into a module
 
 
-def test_load_weights_strict_names_every_misfit_and_copies_nothing():
+def test_load_weights_names_every_misfit_and_copies_nothing():
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     other = {
@@ -256,16 +256,12 @@ def test_load_weights_strict_names_every_misfit_and_copies_nothing():
         "x": torch.ones(1),
     }
     with pytest.raises(UsageError) as caught:
-        load_weights(net, other, strict=True)
+        load_weights(net, other)
     text = str(caught.value)
     assert "missing: 1.bias [2]" in text
     assert "unexpected: x [1]" in text
     assert "mismatching: 0.bias (file [5], model [2])" in text
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    report = load_weights(net, other, strict=False)
-    assert report.startswith("loaded 2 of 4 tensors; missing: 1.bias [2]")
-    assert net[0].weight.abs().sum() == 0
-    assert torch.equal(net[0].bias, before["0.bias"])
 
 
 def test_load_weights_through_wrappers_and_ties():
@@ -277,8 +273,5 @@ def test_load_weights_through_wrappers_and_ties():
     tied = nn.ModuleDict({"emb": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
     tied["head"].weight = tied["emb"].weight
     value = torch.randn(5, 4)
-    report = load_weights(Wrapper(tied), {"_orig_mod.emb.weight": value}, strict=True)
-    assert report == "loaded 2 of 2 tensors"
+    load_weights(Wrapper(tied), {"_orig_mod.emb.weight": value})
     assert torch.equal(tied["head"].weight, value)
-    with pytest.raises(ValueError, match="meta"):
-        load_weights(nn.Linear(2, 2, device="meta"), {}, strict=False)

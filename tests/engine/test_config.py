@@ -150,15 +150,16 @@ def test_the_source_stays_reachable() -> None:
     assert (source.overrides, source.config_name, source.choices) == ([], None, {})
 
 
-def test_every_rank_gets_rank_0s_config() -> None:
+def test_every_rank_gets_rank_0s_config(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
     def broadcast(value: Any) -> Any:
         sent.append(value)
         return sent[0]
 
-    first = load_synced_config(composed(run_name="a"), 0, 2, schema=Schema, broadcast=broadcast)
-    second = load_synced_config(composed(run_name="b"), 1, 2, schema=Schema, broadcast=broadcast)
+    monkeypatch.setattr("engine.distributed.broadcast_object", broadcast)
+    first = load_synced_config(composed(run_name="a"), 0, 2, schema=Schema)
+    second = load_synced_config(composed(run_name="b"), 1, 2, schema=Schema)
     assert (first.run_dir, second.run_dir) == ("out/a", "out/a")
     assert sent[1] is None
     assert source_of(second).yaml == source_of(first).yaml

@@ -93,11 +93,6 @@ def test_an_import_error_inside_the_module_is_unchanged() -> None:
         resolve("broken@Any", "fakes")
 
 
-def test_an_unknown_slot_is_a_bug_of_ours() -> None:
-    with pytest.raises(ValueError, match="slot 'engines'"):
-        resolve("a@B", "engines")
-
-
 @dataclass(kw_only=True)
 class HeadConfig:
     width: int = 1
