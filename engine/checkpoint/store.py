@@ -210,7 +210,8 @@ class Background:
 
         def run() -> None:
             try:
-                outcome.set_result(work())
+                work()
+                outcome.set_result(None)
             except BaseException as error:
                 outcome.set_exception(error)
 

@@ -37,9 +37,8 @@ class _Output(io.FileIO):
     def write(self, data: Any) -> int:
         """Raises: SystemExit at the first error, if that ends the command."""
         try:
-            while (
-                written := super().write(data)
-            ) is None:  # another process made the terminal non-blocking; it is full
+            # None: another process made the terminal non-blocking, and it is full
+            while (written := super().write(data)) is None:
                 select.select([], [self], [])
             return written
         except OSError as error:

@@ -101,9 +101,5 @@ class DefaultsSearchPath(SearchPathPlugin):
             search_path.append(provider="loopforge", path=path)
 
 
-def _install() -> None:
-    for plugin in (DefaultsSource, DefaultsSearchPath):
-        Plugins.instance().register(plugin)
-
-
-_install()
+for plugin in (DefaultsSource, DefaultsSearchPath):
+    Plugins.instance().register(plugin)

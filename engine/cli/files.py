@@ -82,34 +82,35 @@ def place_of(message: str, folders: list[Path], source: Any) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def key_lines(text: str) -> dict[str, int]:
-    """Dotted key -> line (1-based) for every key of nested mappings; empty for text that is not a YAML mapping."""
+def _nodes(text: str) -> list[tuple[yaml.Node, yaml.Node]]:
+    """(key, value) at the top of a YAML mapping; empty for any other text."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
-        return {}
+        return []
+    return node.value if isinstance(node, yaml.MappingNode) else []
+
+
+@functools.lru_cache(maxsize=256)
+def key_lines(text: str) -> dict[str, int]:
+    """Dotted key -> line (1-based) for every key of nested mappings; empty for text that is not a YAML mapping."""
     lines: dict[str, int] = {}
 
-    def walk(current: yaml.Node | None, prefix: str) -> None:
-        if isinstance(current, yaml.MappingNode):
-            for key, value in current.value:
-                name = f"{prefix}{key.value}"
-                lines[name] = key.start_mark.line + 1
-                walk(value, f"{name}.")
+    def walk(pairs: Iterable[tuple[yaml.Node, yaml.Node]], prefix: str) -> None:
+        for key, value in pairs:
+            name = f"{prefix}{key.value}"
+            lines[name] = key.start_mark.line + 1
+            walk(value.value if isinstance(value, yaml.MappingNode) else (), f"{name}.")
 
-    walk(node, "")
+    walk(_nodes(text), "")
     return lines
 
 
 @functools.lru_cache(maxsize=256)
 def defaults_lines(text: str) -> list[tuple[str, str, int]]:
     """The entries of the defaults list in order: (group or "", option, line)."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return []
     entries: list[tuple[str, str, int]] = []
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+    for key, value in _nodes(text):
         if key.value != "defaults" or not isinstance(value, yaml.SequenceNode):
             continue
         for item in value.value:

@@ -117,7 +117,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
-        with _environment(words), _lazy_help(), sweep(words) if multirun and sweep else nullcontext([]) as codes:
+        with _environment(words), sweep(words) if multirun and sweep else nullcontext([]) as codes:
             _guarded(launch, config_dir, hydra_args.get("config_name"))()
         return max(codes, default=0)
     except SystemExit as stop:  # Hydra's own, after it has printed what is wrong, e.g. with -p PACKAGE
@@ -237,25 +237,16 @@ def _followed_keys(schema: type, words: list[str], typed: Mapping[str, str]) -> 
     return {key: typed.get(other, other) for key, other in follows.items() if key not in given}
 
 
-@contextmanager
-def _lazy_help() -> Iterator[None]:
+def allow_lazy_help() -> None:
     """Since Python 3.14 argparse checks the help of an argument when it is added, and fails on Hydra's, an object that
     is converted to text only when shown (facebookresearch/hydra#3121). Help that is text is checked as before.
     """
     owner: Any = argparse._ActionsContainer
-    check = getattr(owner, "_check_help", None)
+    if (check := getattr(owner, "_check_help", None)) is not None:
+        owner._check_help = lambda self, action: check(self, action) if isinstance(action.help, str) else None
 
-    def check_text(container: Any, action: argparse.Action) -> None:
-        if check is not None and isinstance(action.help, str):
-            check(container, action)
 
-    if check is not None:
-        owner._check_help = check_text
-    try:
-        yield
-    finally:
-        if check is not None:
-            owner._check_help = check
+allow_lazy_help()
 
 
 def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:

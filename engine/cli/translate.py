@@ -188,36 +188,41 @@ class _Translator:
         return f"{'++' if self._only_declared(name) else ''}{name}={value}"
 
     def _flag(self, spelt: str, value: str | None) -> None:
-        name = self._resolved(spelt)
-        negated = re.match(r"no[-_](.+)", spelt)
-        if name is None and negated and self._bare_ok(self._resolved(negated[1])):
+        name, negated = self._resolved(spelt), re.match(r"no[-_](.+)", spelt)
+        if name is None and negated and self._bare_ok(positive := self._resolved(negated[1])):
             if value is not None:
                 raise UsageError(f"--{spelt} takes no value: write --{spelt} or {negated[1]}={value}")
-            name = str(self._resolved(negated[1]))
-            self._note(name, negated[1])
-            self.overrides.append(self._plain(name, "false"))
+            self._note(str(positive), negated[1])
+            self.overrides.append(self._plain(str(positive), "false"))
             return
         if name is None:
             raise UsageError(f"unknown flag --{spelt}: {self._suggest(spelt)}")
         self._note(name, spelt)
         key = self.keys.get(name, self.lists.get(name))
-        if value is None and key is None and self._bare_ok(name) and (not self.words or self._ends_list(self.words[0])):
-            value = "true"  # in a block without declared types, a flag without a value is a switch
-        elif value is None and key is not None and is_list(key.kind):
-            self.overrides.append(self._plain(name, self._list(key, self._swallow(f"--{spelt}"))))
+        if key is not None and is_list(key.kind):
+            values = self._swallow(f"--{spelt}") if value is None else [value]
+            self.overrides.append(self._plain(name, self._list(key, values)))
             return
-        elif value is None and key is not None and self._bare_ok(name):
-            self._refuse_stray(key, spelt)
-            value = self.words.pop(0) if self.words and self._is_choice(key, self.words[0]) else "true"
-        elif value is None:
-            value = self._value(f"--{spelt}")
+        value = self._value_of(name, key, spelt) if value is None else value
         if name in self.groups.options and not value.startswith("{"):
             self.overrides.append(self._override(f"{name}={value}"))
-        elif key is not None and is_list(key.kind):
-            self.overrides.append(self._plain(name, self._list(key, [value])))
         else:
             value = HOME.sub(str(user_path("~")), value) if name.startswith("hydra.") else value
             self.overrides.append(self._plain(name, self._typed(key, value, spelt)))
+
+    def _value_of(self, name: str, key: Key | None, spelt: str) -> str:
+        """The next word if it is the flag's value; "true" for a switch."""
+        word = self.words[0] if self.words else ""
+        ends = not self.words or self._ends_list(word)
+        if not self._bare_ok(name) or (key is None and not ends):
+            return self._value(f"--{spelt}")
+        if key is None:  # in a block without declared types, a flag without a value is a switch
+            return "true"
+        if self._is_choice(key, word):
+            return self.words.pop(0)
+        if word and "=" not in word and not ends:  # neither its value nor the next flag or override
+            raise UsageError(f"--{spelt}: expected {describe(key.kind)}, got '{word}'")
+        return "true"
 
     def _typed(self, key: Key | None, text: str, spelt: str) -> str:
         kind = None if key is None else key.kind
@@ -277,9 +282,9 @@ class _Translator:
             else:
                 self.from_json.append(f"++{name}={render(value)}")
 
-    def _resolved(self, spelt: str | None) -> str | None:
+    def _resolved(self, spelt: str) -> str | None:
         """The key that a flag means: itself, else with dashes as underscores, else None."""
-        for name in (spelt or "", (spelt or "").replace("-", "_")):
+        for name in (spelt, spelt.replace("-", "_")):
             name = self._aliased(name)
             if name in self.keys or name in self.groups.options or name.startswith("hydra.") or self._is_open(name):
                 return name
@@ -313,15 +318,9 @@ class _Translator:
     def _bare_ok(self, name: str | None) -> bool:
         return name is not None and (self.keys[name].takes_bare_flag if name in self.keys else self._is_open(name))
 
-    def _is_choice(self, key: Key | None, word: str) -> bool:
-        choices = {str(c) for c in get_args(key.kind)} if key and get_origin(key.kind) is Literal else set()
-        return word.lower() in TRUE | FALSE | choices | ({"null"} if key and key.optional else set())
-
-    def _refuse_stray(self, key: Key, spelt: str) -> None:
-        """Refuse a word after a switch that is neither its value nor the next flag or override."""
-        word = self.words[0] if self.words else ""
-        if word and "=" not in word and not self._is_choice(key, word) and not self._ends_list(word):
-            raise UsageError(f"--{spelt}: expected {describe(key.kind)}, got '{word}'")
+    def _is_choice(self, key: Key, word: str) -> bool:
+        choices = {str(c) for c in get_args(key.kind)} if get_origin(key.kind) is Literal else set()
+        return word.lower() in TRUE | FALSE | choices | ({"null"} if key.optional else set())
 
     def _swallow(self, flag: str) -> list[str]:
         """The words of a list flag: up to the next flag or override of a known key, at least one."""
@@ -349,9 +348,8 @@ class _Translator:
         name = spelt.replace("-", "_")
         if hint := hint_for(self.schema, name.removeprefix("no_")):
             return hint
-        hints = (
-            did_you_mean(part, known) for part in (name, name.partition(".")[0])
-        )  # the block's name may be misspelt
+        # the block's name may be misspelt
+        hints = (did_you_mean(part, known) for part in (name, name.partition(".")[0]))
         return next((hint for hint in hints if hint.startswith("did you mean")), "--help lists every key")
 
 

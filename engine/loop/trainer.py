@@ -117,9 +117,8 @@ class Trainer:
 
     def _train_step(self) -> None:
         micro_batches = list(self.task.micro_batches(self.step))
-        key_global_draws(
-            self.config.seed, f"forward/{self.runtime.rank}", self.step
-        )  # dropout, masks: other draws on each rank
+        # dropout, masks: other draws on each rank
+        key_global_draws(self.config.seed, f"forward/{self.runtime.rank}", self.step)
         factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
         if measured or self.graph is None or not self.graph.step(self.step, micro_batches, factor):
             self.update(micro_batches, factor, measured=measured)

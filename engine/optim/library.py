@@ -60,6 +60,7 @@ class LibraryOptimizer:
         decays = [{DECAY: group.options[DECAY]} if DECAY in group.options else {} for group in groups]
         self.optimizer = make([{"params": [*own.values()], **wd} for (own, _), wd in zip(split, decays, strict=True)])
         self._fused, self._hessian_every, self._steps = fused, hessian_every, 0
+        self._fields: dict[str, Any] = {"settings": settings, "fused": fused, "hessian_every": hessian_every}
         if self.has_eval_weights:
             self.optimizer.train()  # type: ignore[attr-defined]
         self._initial = [dict(group) for group in self.optimizer.param_groups]
@@ -176,14 +177,9 @@ class LibraryOptimizer:
         if not smallest:
             return
         copies = {name: nn.Parameter(param.detach().clone()) for name, param in smallest.values()}
-        fields: dict[str, Any] = {
-            "settings": self._settings,
-            "fused": self._fused,
-            "hessian_every": self._hessian_every,
-        }
         try:
             with torch.random.fork_rng(devices=[]):
-                trial = LibraryOptimizer(self._make, [_trial_group(copies)], lr=self.lr, **fields)
+                trial = LibraryOptimizer(self._make, [_trial_group(copies)], lr=self.lr, **self._fields)
                 entries = copy.deepcopy({name: state["state"][name] for name in copies})
                 trial._restore({**state, "state": entries, "groups": copy.deepcopy(state["groups"][:1])})
                 for param in copies.values():

@@ -193,8 +193,8 @@ def stored_config(folder: Path, config: C) -> C:
     """
     command = source_of(config)
     text = stored_text(folder)
-    declared = keys_of(type(config))
-    merged = merge_for_resume(text, command.overrides, command.choices, before=config.before, declared=declared)
+    schema: Any = type(config)
+    merged = merge_for_resume(text, command.overrides, command.choices, before=config.before, declared=keys_of(schema))
     merged.resume_from = config.resume_from  # this launch's, not the one that the run once started from
     header = text.partition("\n")[0] + "\n"
     # a time-stamped name would resolve to a new time
