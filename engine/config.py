@@ -18,6 +18,7 @@ from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.schema import is_contradiction, structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")
+E = TypeVar("E", bound=BaseException)
 # first line of a stored config: a resume needs the chosen groups, which the YAML alone does not have
 HEADER = "# composed from "
 
@@ -297,12 +298,9 @@ def read_source(schema: type[C], source: ConfigSource) -> C:
 
 def with_place(error: UsageError, source: ConfigSource) -> UsageError:
     """`error`, prefixed with `config/x.yaml line 3: ` if a file sets the key that it begins with."""
-    if not HydraConfig.initialized():
-        return error
     from engine.cli.files import place_of
 
-    folders = [Path(one.path) for one in HydraConfig.get().runtime.config_sources if one.schema == "file"]
-    place = place_of(str(error), folders, source)
+    place = place_of(str(error), hydra_folders(), source)
     return UsageError(f"{place}{error}") if place else error
 
 
@@ -346,7 +344,7 @@ def resolved_container(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UsageError(f"{error.full_key} is required and has no value: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        refused = refusal_within(error)
+        refused = cause_of(error, UsageError)
         raise UsageError(f"{error.full_key or 'config'}: {str(refused or error.msg).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
@@ -358,9 +356,15 @@ def task_overrides() -> list[str]:
     return [str(word) for word in written]
 
 
-def refusal_within(error: BaseException) -> UsageError | None:
-    """The UsageError of one of our resolvers in the chain of causes of OmegaConf's error, or None."""
+def cause_of(error: BaseException, kind: type[E]) -> E | None:
+    """The first error of a kind in the chain of causes of `error`, itself included; None if there is none."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UsageError):
+    while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def hydra_folders() -> list[Path]:
+    """Hydra's search path for configs, of what it has composed in this process; empty if it has not."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    return [Path(one.path) for one in sources if one.schema == "file"]

@@ -18,26 +18,19 @@ from engine.cli.keys import Key, keys_of, source_keys
 from engine.cli.recipes import options_for
 from engine.cli.translate import Groups
 from engine.fields import flatten
-from engine.registry import FAMILIES
+from engine.registry import FAMILIES, Family
 
 WIDTH = 110
 
 
 def help_text(
-    entry: str,
-    schema: type,
-    groups: Groups,
-    config_dir: Path,
-    config_name: str,
-    aliases: Mapping[str, str] | None = None,
-    *more: Path,
-    choices: Sequence[str] = (),
+    family: Family, groups: Groups, folders: Sequence[Path], config_name: str, choices: Sequence[str] = ()
 ) -> str:
-    """The full help text. Defaults are those of `config_name` with `choices` (group=option, ~key) if it composes, else
-    the schema's."""
-    stem = Path(entry).stem
+    """The full help text of a script. Defaults are those of `config_name` in Hydra's search path `folders`, with
+    `choices` (group=option, ~key), if it composes, else the schema's."""
+    schema, stem = family.schema, family.entry
     longer = tuple(f"cfg_{other}" for other in FAMILIES if other.startswith(stem) and other != stem)
-    names = sorted(path.stem for path in config_dir.glob(f"cfg_{stem}*.yaml"))
+    names = sorted(path.stem for path in folders[0].glob(f"cfg_{stem}*.yaml"))
     configs = [name for name in names if not name.startswith(longer)]
     lines = [
         f"usage: python {stem}.py [key=value ...] [--key value ...] [--config-name CFG]",
@@ -54,10 +47,10 @@ def help_text(
         "",
         "Groups:",
     ]
-    for name, options in options_for(schema, groups, config_dir, *more).items():
+    for name, options in options_for(schema, groups, *folders).items():
         lines += _wrapped(f"{name}={'|'.join(options)}", "  ", "  ")
     lines += ["", "Keys:"]
-    defaults = _defaults([config_dir, *more], config_name, choices)
+    defaults = _defaults(list(folders), config_name, choices)
     for name, key in _keys(schema, defaults):
         kind = "" if key is None else key.type_text
         value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
@@ -65,7 +58,7 @@ def help_text(
             value = f"see config/{name}/" if name in groups.options else "a block"
         head = f"{name}  [{kind}]  {value}" if kind else f"{name}  {value}"
         lines += _wrapped(head, "  ", "  ")
-        others = ", ".join(f"--{old}" for old, new in (aliases or {}).items() if new == name)
+        others = ", ".join(f"--{old}" for old, new in family.aliases.items() if new == name)
         lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), key.meaning if key else ""]), "      ")
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import check_presets, check_recipe, config_name_of, find_groups, no_config, search_folders
 from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
 from engine.cli.translate import spelled
-from engine.config import refusal_within
+from engine.config import cause_of
 from engine.distributed import is_main, rank, report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.fields import flatten
@@ -92,11 +92,10 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         if config_name_of(argv) == "" or name.startswith("."):  # Hydra would put ./NAME into a package without a name
             raise UsageError(no_config(name if config_name_of(argv) else "''", folders))
         based = check_recipe(folders, name, entry)
-        groups = find_groups(config_dir, name, *folders[1:])
+        groups = find_groups(folders, name)
         if {"-h", "--help"} & set(argv):
             chosen = [w for w in argv if w.startswith("~") or w.partition("=")[0].lstrip("+") in groups.options]
-            text = help_text(entry, schema, groups, config_dir, name, family.aliases, *folders[1:], choices=chosen)
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(help_text(family, groups, folders, name, chosen) + "\n")
             return 0
         typed: dict[str, str] = {}
         words = read_command(
@@ -125,7 +124,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
         error = disk_fault(error) or error
-        line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
+        line = one_line(error, schema, folders, composing=not isinstance(caught, _TaskStopped))
         line = None if line is None else as_typed(line)
         code = exit_code(error, line)
         if full_error or line is None:
@@ -148,10 +147,11 @@ def exit_code(error: BaseException, line: str | None) -> int:
     return code if isinstance(code, int) else 1 if line is None else UsageError.exit_code
 
 
-def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, composing: bool) -> str | None:
+def one_line(error: BaseException, schema: type, folders: Sequence[Path], *, composing: bool) -> str | None:
     """The error in one line, or None for one that needs its traceback (a bug, a broken machine).
 
-    `composing`: the error occurred before the task ran, so one of OmegaConf is the user's, not a bug of ours.
+    `folders`: Hydra's search path for configs. `composing`: the error occurred before the task ran, so one of OmegaConf
+    is the user's, not a bug of ours.
     """
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
@@ -160,19 +160,17 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
     if not composing or not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
         return None
     if isinstance(error, MissingConfigException):
-        return _missing_config(error, schema, config_dir, *more)
-    if refused := refusal_within(error):  # raised by one of our resolvers
+        return _missing_config(error, schema, folders)
+    if refused := cause_of(error, UsageError):  # raised by one of our resolvers
         return _flat(str(refused))
-    cause: Any = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
+    cause: Any = cause_of(error, OmegaConfBaseException)
     if cause is not None and cause.key is not None and "not in struct" in str(cause):
         parent = str(cause.full_key)[: -len(str(cause.key))]
         siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
         foreign = hint_for(schema, str(cause.full_key))
-        if str(cause.full_key) in known and (config_dir / str(cause.full_key)).is_dir():
+        if str(cause.full_key) in known and (folders[0] / str(cause.full_key)).is_dir():
             group = cause.full_key
             return f"{group} is a group of keys that nothing has chosen yet: {group}=NAME, of config/{group}/"
         tree: Any = OmegaConf.to_container(siblings) if siblings else {}
@@ -192,7 +190,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         key, value = several.groups()
         return f"{key}={value} is several values: -m for a sweep, {key}=[{value}] for a list, --{key} {value} for text"
     if gone := re.match(r"Could not delete from config\. '(.+)' does not exist", str(error)):
-        key, folder = gone[1], config_dir / gone[1].partition(".")[0]
+        key, folder = gone[1], folders[0] / gone[1].partition(".")[0]
         options = (flatten(recipes.read_option(path)) for path in folder.glob("*.yaml"))
         known = {*keys_of(schema), *(name for option in options for name, _ in option)}
         return f"~{key}: unknown key '{key}': {did_you_mean(key, known)}"
@@ -212,7 +210,7 @@ def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | N
     return None
 
 
-def _missing_config(error: MissingConfigException, schema: type, *folders: Path) -> str:
+def _missing_config(error: MissingConfigException, schema: type, folders: Sequence[Path]) -> str:
     missing = str(error.missing_cfg_file or "")
     if error.options is not None:
         group, _, option = missing.rpartition("/")

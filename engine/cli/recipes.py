@@ -143,14 +143,15 @@ def _merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:
-    """The groups (folders) in `config_dir` and `more` with their options, and what the recipe selects and sets."""
+def find_groups(folders: Sequence[Path], config_name: str) -> Groups:
+    """The groups in `folders` (in others than the first only GROUPS) with their options, and what the recipe selects
+    and sets."""
     options: dict[str, set[str]] = {}
-    for top in (config_dir, *more):
-        for folder in sorted(top.rglob("*")) if top == config_dir else [top / name for name in GROUPS]:
+    for top in folders:
+        for folder in sorted(top.rglob("*")) if top == folders[0] else [top / name for name in GROUPS]:
             if folder.is_dir() and (names := {path.stem for path in folder.glob("*.yaml")}):
                 options.setdefault(folder.relative_to(top).as_posix(), set()).update(names)
-    recipe = read_recipe([config_dir, *more], config_name)
+    recipe = read_recipe(folders, config_name)
     keys = (str(key) for entry in recipe.defaults if isinstance(entry, Mapping) for key in entry)
     chosen = (key.removeprefix("optional ").lstrip("/").partition("@")[0] for key in keys if key[:9] != "override ")
     set_keys = frozenset(recipe.set_keys) if recipe.defaults or recipe.set_keys else None

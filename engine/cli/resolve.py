@@ -18,7 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +28,7 @@ from engine.cli.files import ConfigFile, config_files, locate, set_in
 from engine.cli.keys import known_keys
 from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, search_folders
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
-from engine.config import RunConfig, source_of
+from engine.config import RunConfig, hydra_folders, source_of
 from engine.errors import UsageError
 from engine.registry import Family
 from engine.schema import structure, with_defaults
@@ -234,9 +233,10 @@ def resolve(
 ) -> Trace:
     """Interpret `python SCRIPT ARGV...`, run in the folder `cwd` (None: the root), up to its checked config.
 
-    `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain(error, schema, folder)`
-    turns Hydra's errors into one line. `launched`: the config that `load_synced_config` made of these words in this
-    process, so that nothing is composed or checked again. A wrong command raises nothing: see the trace's `problems`.
+    `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain`, called as
+    `one_line` of engine/cli/main.py, turns Hydra's errors into one line. `launched`: the config that
+    `load_synced_config` made of these words in this process, so that nothing is composed or checked again. A wrong
+    command raises nothing: see the trace's `problems`.
     """
     trace = Trace(root, cwd or root, tuple(spelled(argv)))
     try:
@@ -251,7 +251,7 @@ def resolve(
     except UsageError as error:
         trace.problems["schema" if trace.composed else "compose"] = str(error)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        line = explain(error, trace.script.schema or dict, trace.folders[0], composing=True) if explain else None
+        line = explain(error, trace.script.schema or dict, trace.folders, composing=True) if explain else None
         trace.problems["resolve" if trace.composed else "compose"] = line or " ".join(str(error).split())
     return trace
 
@@ -289,11 +289,10 @@ def _use_launched(trace: Trace, config: RunConfig) -> None:
     """Fill the trace from what Hydra has composed in this process."""
     script, source = trace.script, source_of(config)
     assert script is not None
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    trace.folders = [Path(one.path) for one in sources if one.schema == "file"] or [script.config_dir]
+    trace.folders = hydra_folders() or [script.config_dir]
     trace.config_name = source.config_name or script.config_name
     trace.overrides, trace.jobs = list(source.overrides), [list(source.overrides)]
-    trace.choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
+    trace.choices = dict(source.choices)
     trace.files = config_files(trace.folders, trace.config_name, trace.choices)
     trace.composed, trace.resolved, trace.config = True, source.resolved, config
 
@@ -304,7 +303,7 @@ PRESET = "a preset of config/sweep describes several jobs: add -m to run them"
 @functools.lru_cache(maxsize=64)
 def _groups(folders: tuple[Path, ...], name: str, stamp: str) -> Groups:
     """`find_groups`, cached by the content of the files."""
-    return find_groups(folders[0], name, *folders[1:])
+    return find_groups(folders, name)
 
 
 # Launchers and sweepers that are Hydra plugins -> the extra that installs them.

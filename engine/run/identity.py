@@ -82,11 +82,6 @@ def _in_words(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!s:.80}"
 
 
-def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iterable[str]) -> dict[str, Any]:
-    """`ours` without the `later` keys that `known`, the stored identity of an older run, lacks."""
-    return identity_of(ours, without=[key for key in later if known and not has_key(known, key)])
-
-
 def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:
     """`identity` with the defaults of all keys that it does not set, and without keys that no longer count.
 
@@ -135,11 +130,6 @@ def as_written(value: Any, text: Any, config: Mapping[str, Any]) -> Any:
     """A value of `before` for the unresolved config `text`: a reference to a key not in `text` is resolved."""
     other = _reference(value)
     return value if other is None or has_key(text, other) else value_at(config, other)
-
-
-def values_before(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `before` for the keys that a stored resolved config lacks."""
-    return {key: value_before(value, config) for key, value in before.items() if not has_key(config, key)}
 
 
 def complete(config: DictConfig, before: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from engine.errors import UsageError
 from engine.loop.trainer import Trainer
 from engine.registry import families, family_of
 from engine.run.files import runs_below
-from engine.run.identity import values_before, what_changed
+from engine.run.identity import value_before, what_changed
 from engine.schema import structure
 from engine.task import Runtime, TrainingPlan
 
@@ -72,7 +72,7 @@ def read_config(
 ) -> Any:
     """The config of the run that wrote a checkpoint, for one process on `device`. Raises: UsageError."""
     own = {key: value for key, value in checkpoint.config.items() if key not in RETIRED}
-    stored = {**values_before(schema.BEFORE, own), **own}
+    stored = {**{key: value_before(value, own) for key, value in schema.BEFORE.items()}, **own}
     return structure(schema, {**stored, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})})
 
 

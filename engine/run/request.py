@@ -25,7 +25,7 @@ from engine.io import sha256_json, user_path
 from engine.run.aside import is_set_aside, moving_to
 from engine.run.environment import REPORT, SUFFIX
 from engine.run.files import is_finished, read_json
-from engine.run.identity import completed, identity_of, value_before, without_later
+from engine.run.identity import completed, has_key, identity_of, value_before
 from engine.run.stored import edited, from_source
 
 C = TypeVar("C", bound=RunConfig)
@@ -78,8 +78,8 @@ class RunRequest:
         return isinstance(known, dict) and self.complete(known) == self.complete(self.identity_for(known))
 
     def identity_for(self, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The identity, in the keys of a run with the stored identity `known`."""
-        return without_later(self.identity, known, self.later)
+        """The identity without the `later` keys that a run with the stored identity `known` lacks."""
+        return identity_of(self.identity, without=[key for key in self.later if known and not has_key(known, key)])
 
     def siblings(self) -> list[Path]:
         """The run directory and those under other times, newest first, without runs that were set aside."""

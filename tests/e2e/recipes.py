@@ -63,7 +63,7 @@ class Entry:
 
     def words(self, argv: list[str], config: str) -> list[str]:
         """Overrides in Hydra's style, without Hydra's own flags; of a sweep the first job's."""
-        groups = find_groups(CONFIGS, config)
+        groups = find_groups([CONFIGS], config)
         translated = translate(argv, self.schema, groups=groups, aliases=self.declared.aliases)
         words = iter(self.declared.rewrite(translated, groups, {}) if self.declared.rewrite else translated)
         overrides = []
@@ -100,7 +100,7 @@ class Entry:
         """Everything of a launch that needs neither data nor torch; raises what the launch would raise."""
         config = next((w.partition("=")[2] for w in argv if w.startswith("--config-name=")), self.config)
         if "--help" in argv:
-            shown = help_text(self.name, self.schema, find_groups(CONFIGS, config), CONFIGS, config)
+            shown = help_text(self.declared, find_groups([CONFIGS], config), [CONFIGS], config)
             assert f"usage: python {self.name}.py" in shown
             return
         made = self.compose(config, *self.words(argv, config))

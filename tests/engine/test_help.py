@@ -6,7 +6,6 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,8 +21,7 @@ FAMILIES = {"pretrain": "recursive_reasoning", "train": "language_models", "feed
 
 def shown(script: str, recipe: str, *choices: str) -> dict[str, tuple[str, str]]:
     """key -> (its line, the first line of its meaning)."""
-    schema: Any = family_of(script, "script").schema
-    text = help_text(script, schema, find_groups(CONFIG, recipe), CONFIG, recipe, choices=choices)
+    text = help_text(family_of(script, "script"), find_groups([CONFIG], recipe), [CONFIG], recipe, choices)
     lines = text.split("\nKeys:\n")[1].splitlines()
     heads = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
     return {lines[n].split()[0]: (lines[n], lines[n + 1] if n + 1 < len(lines) else "") for n in heads}

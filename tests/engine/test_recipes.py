@@ -11,6 +11,7 @@ from engine.cli.recipes import find_groups
 from engine.schema import with_defaults
 from tasks.language_model.args import TrainConfig
 from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.family import FAMILY
 from tests.conftest import ROOT, run_script
 from verification.static import verify_command
 
@@ -150,8 +151,6 @@ def test_the_path_verification_finds_it_too(workplace: Path, monkeypatch: pytest
 
 def test_help_of_a_recipe_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "cfg_mine.yaml").write_text(LEAN + "lr: 0.0123\n")
-    groups = find_groups(ROOT / "config", "cfg_mine", tmp_path)
+    groups = find_groups([ROOT / "config", tmp_path], "cfg_mine")
     assert groups.selected == {"arch"}
-    assert "lr  [number >= 0]  0.0123" in help_text(
-        "pretrain", PretrainConfig, groups, ROOT / "config", "cfg_mine", {}, tmp_path
-    )
+    assert "lr  [number >= 0]  0.0123" in help_text(FAMILY, groups, [ROOT / "config", tmp_path], "cfg_mine")

@@ -24,7 +24,7 @@ LISTS = ("--dataset_list", "plain", "other")
 
 
 def words(*argv: str) -> list[str]:
-    groups = find_groups(ROOT / "config", "cfg_train")
+    groups = find_groups([ROOT / "config"], "cfg_train")
     return rewrite(translate(list(argv), TrainConfig, groups=groups, aliases=ALIASES), groups)
 
 

@@ -19,6 +19,7 @@ from engine.optim import build_optimizer
 from models.language_models.config import GPTConfig
 from models.language_models.nanogpt import read_nanogpt
 from tasks.language_model.args import ALIASES, TrainConfig
+from tasks.language_model.family import FAMILY
 from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, _entry, run_forked, run_script
 from tests.engine.test_trackers import fake_wandb
@@ -28,7 +29,7 @@ CONFIG = ROOT / "config"
 
 
 def shown(config: str) -> str:
-    return help_text("train", TrainConfig, find_groups(CONFIG, config), CONFIG, config, ALIASES)
+    return help_text(FAMILY, find_groups([CONFIG], config), [CONFIG], config)
 
 
 def test_help_lists_the_architecture_with_the_recipes_defaults_and_all_aliases() -> None:
@@ -60,7 +61,7 @@ def test_help_quotes_blank_defaults() -> None:
 
 
 def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
-    groups = find_groups(CONFIG, "cfg_train")
+    groups = find_groups([CONFIG], "cfg_train")
     ours, theirs = (options_for(schema, groups, CONFIG) for schema in (TrainConfig, PretrainConfig))
     assert (ours["debug"], ours["sweep"], ours["arch"]) == (
         ["nonfinite", "tiny_text"],
