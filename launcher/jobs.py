@@ -106,7 +106,7 @@ class Job:
 class JobFile:
     """A job file as read at one time."""
 
-    path: Path
+    text: str
     jobs: list[Job]
     problems: list[tuple[int, str]]
     """(line number, what is wrong): a line that is not a job, comment or blank; a directive without a job"""
@@ -132,13 +132,11 @@ def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
 
 def read(path: str | Path) -> JobFile:
     """Read a job file. Raises: UsageError if it cannot be read; bad lines are `problems`."""
-    path = Path(path)
     try:
-        data = read_bytes(path)
+        text = read_bytes(path).decode("utf-8", "surrogateescape")
     except (OSError, Unreadable) as error:
         raise UsageError(f"job file {path} {reason_of(error)}") from None
-    jobs, problems = parse_text(data.decode("utf-8", "surrogateescape"))
-    return JobFile(path, jobs, problems)
+    return JobFile(text, *parse_text(text))
 
 
 def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:

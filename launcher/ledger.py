@@ -21,7 +21,7 @@ from engine.errors import UsageError
 from engine.io import atomic_write_bytes, file_lock
 from engine.run.files import read_json
 from launcher.children import Child, process_alive, start_time
-from launcher.jobs import MARKS, Job, JobFile, parse_text
+from launcher.jobs import MARKS, Job, JobFile, read
 
 HOST = socket.gethostname()
 Test = Callable[[Job], bool]
@@ -88,8 +88,7 @@ class Ledger:
 
     def read(self) -> JobFile:
         """The file as it is now. Raises: UsageError if it cannot be read."""
-        jobs, problems = parse_text(self._text())
-        return JobFile(self.path, jobs, problems)
+        return read(self.path)
 
     def record(self, job: Job) -> Record:
         """The record of the job's attempts; an empty one if there was none."""
@@ -174,12 +173,12 @@ class Ledger:
     def append(self, text: str, ids: set[str]) -> None:
         """Append the lines of `text`, whose jobs have the `ids`. Raises: UsageError if the file has one of them."""
         with self._locked():
-            for job in self.read().jobs:
+            file = self.read()
+            for job in file.jobs:
                 if job.id in ids:
                     raise UsageError(f"{self.path.name} line {job.line_number} has a job {job.id} already")
-            before = self._text()
-            gap = "" if not before or before.endswith("\n") else "\n"
-            self._write(before + gap + text)
+            gap = "" if not file.text or file.text.endswith("\n") else "\n"
+            self._write(file.text + gap + text)
 
     # --- inside
 
@@ -190,12 +189,6 @@ class Ledger:
                 yield
         except PermissionError as error:
             raise UsageError(f"{error.filename or self.folder} cannot be written: runners need it") from None
-
-    def _text(self) -> str:
-        try:
-            return self.path.read_bytes().decode("utf-8", "surrogateescape")
-        except OSError as error:
-            raise UsageError(f"job file {self.path} cannot be read ({error.strerror})") from None
 
     def _open_lock(self, job: Job) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +205,7 @@ class Ledger:
 
     def _mark(self, job: Job, mark: str) -> None:
         """Rewrite the line of `job` (just read, under the lock); all other bytes of the file are unchanged."""
-        lines = self._text().split("\n")
+        lines = self.read().text.split("\n")
         line = lines[job.line_number - 1]
         before, after = line[: line.index("[")], line[len(line.rstrip("\r")) :]
         owner = f" [{self.pid}@{HOST}]" if mark == "-" else ""

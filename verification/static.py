@@ -154,8 +154,8 @@ def verify_file(
 
     Raises: UsageError for a file that cannot be read or a job that is not in it.
     """
-    file = job_files.read(job_files.find(path, [root]))
-    name = file.path.relative_to(root).as_posix() if file.path.is_relative_to(root) else str(file.path)
+    path = job_files.find(path, [root])
+    file, name = job_files.read(path), path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     chosen = [one for one in file.jobs if (job is None or one.id == job) and (line is None or one.line_number == line)]
     if (job or line) and not chosen:
         hint = did_you_mean(str(job or line), [one.id for one in file.jobs])

@@ -126,17 +126,14 @@ class Plateau:
             return None
         return cls(patience=int(decay.option("patience") or 1), threshold=decay.option("threshold") or 0.0)
 
-    def observe(self, value: float | None) -> bool:
-        """Record one evaluation; True when the rate drops. Only a decrease by more than `threshold` is an improvement;
-        None or a non-finite value is not."""
+    def observe(self, value: float | None) -> None:
+        """Record one evaluation. Only a decrease by more than `threshold` is an improvement; None or a non-finite value
+        is not."""
+        self.waited += 1
         if value is not None and math.isfinite(value) and (self.best is None or value < self.best - self.threshold):
             self.best, self.waited = value, 0
-            return False
-        self.waited += 1
-        if self.waited < self.patience:
-            return False
-        self.waited, self.drops = 0, self.drops + 1
-        return True
+        elif self.waited >= self.patience:
+            self.waited, self.drops = 0, self.drops + 1
 
     def state_dict(self) -> dict[str, float | None]:
         """Best value (null before the first), evaluations waited, drops."""

@@ -53,13 +53,10 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     if folder.name == "checkpoints" and not (folder / "manifest.json").exists() and not runs_below(folder):
         folder = folder.parent
     if (folder / "checkpoints").is_dir() and not runs_below(folder / "checkpoints"):
-        latest = CheckpointStore(folder, "").latest()
-        if latest is None:
-            raise UsageError(f"{folder} holds no checkpoint yet: train it longer, or name another run")
-        folder = latest
+        folder = CheckpointStore(folder, "").latest() or folder
     if not (folder / "manifest.json").exists() and (runs := runs_below(folder) or runs_below(folder / "checkpoints")):
         raise UsageError(f"{path} is a folder of runs: name one of them, {', '.join(runs)}")
-    if (folder / "identity.json").exists():
+    if (folder / "identity.json").exists() or (folder / "checkpoints").is_dir():
         raise UsageError(f"{folder} holds no checkpoint yet: train it longer, or name another run")
     parts = any((folder / name).exists() for name in ("manifest.json", *REQUIRED))
     if not folder.is_dir() or not (parts or re.fullmatch(r"step_\d+", folder.resolve().name)):

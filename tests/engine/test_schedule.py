@@ -60,14 +60,19 @@ def test_curves_by_hand() -> None:
     assert lr_factor(1801, Decay(name="cosine"), warmup=100, horizon=3500, floor=0.1) == pytest.approx(0.55)
 
 
+def drops_after(plateau: Plateau, value: float) -> int:
+    plateau.observe(value)
+    return plateau.drops
+
+
 def test_plateau_counts_evaluations_and_resumes() -> None:
     first = Plateau(patience=2, threshold=0.01)
     fed = [3.0, 2.0, 1.995, 1.994, 1.5, 1.6, 1.6, 1.6, 1.6]
-    drops = [first.observe(value) for value in fed[:5]]
+    drops = [drops_after(first, value) for value in fed[:5]]
     second = Plateau(patience=2, threshold=0.01)
     second.load_state_dict(first.state_dict())
-    drops += [second.observe(value) for value in fed[5:]]
-    assert drops == [False, False, False, True, False, False, True, False, True]
+    drops += [drops_after(second, value) for value in fed[5:]]
+    assert drops == [0, 0, 0, 1, 1, 1, 2, 2, 3]
     decay = Decay(name="plateau", options={"factor": 0.5})
     assert lr_factor(50, decay, warmup=W, horizon=H, floor=0.2, drops=second.drops) == 0.2
     assert lr_factor(50, decay, warmup=W, horizon=H, floor=0.1, drops=2) == 0.25
