@@ -172,7 +172,7 @@ def execute(main: Callable[[], int]) -> NoReturn:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run `command` and return an exit code; errors that the user can fix are printed in one line."""
+    """Run `command`, inside of `execute`; return an exit code. Errors that the user can fix are printed in one line."""
     from engine.distributed import shutdown
 
     try:
@@ -183,9 +183,6 @@ def run_command(command: Callable[[], None]) -> int:
             raise
         sys.stderr.write(f"error: {known}\n")
         return known.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
     finally:
         shutdown()
     return 0

@@ -66,8 +66,6 @@ class GradientReducer:
 
     def _flatten_grads(self) -> Tensor:
         first = self.params[0]
-        if any(p.dtype != first.dtype or p.device != first.device for p in self.params):
-            raise TypeError("all trained parameters must share one dtype and one device")
         flat = torch.zeros(sum(p.numel() for p in self.params), dtype=first.dtype, device=first.device)
         start = 0
         for param in self.params:

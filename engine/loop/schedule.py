@@ -53,19 +53,15 @@ class Decay:
     """Options of the schedule: gamma, size, share, factor, patience, threshold (config/lr_scheduler/)."""
 
     OPTIONS: ClassVar[dict[str, dict[str, tuple[float | None, Range]]]] = {
-        "none": {},
-        "cosine": {},
-        "linear": {},
-        "inverse_sqrt": {},
         "exponential": {"gamma": (None, SHARE)},
         "step": {"size": (1000, Range(1)), "gamma": (0.1, SHARE)},
         "wsd": {"share": (0.5, SHARE)},
         "plateau": {"factor": (0.1, SHARE), "patience": (10, Range(1)), "threshold": (1e-4, Range())},
     }
-    """Curve -> option -> (default, range)."""
+    """Curve -> option -> (default, range), of the curves that have options."""
 
     def __post_init__(self) -> None:
-        known = self.OPTIONS[self.name]
+        known = self.OPTIONS.get(self.name, {})
         for key, value in self.options.items():
             if key not in known:
                 what = f"one of {', '.join(known)}" if known else "no options"

@@ -107,10 +107,7 @@ class LibraryOptimizer:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Context in which the parameters hold the weights for evaluation."""
-        if not self.has_eval_weights:
-            yield
-            return
+        """Context in which the parameters hold the weights for evaluation, of an optimizer that has such weights."""
         # eval() and train() compute the weights and round: restoring copies gives back exactly the same bits.
         saved = [param.detach().clone() for param in self.params]
         self.optimizer.eval()  # type: ignore[attr-defined]

@@ -52,12 +52,8 @@ def contents(path: Path) -> set[str]:
     return {name for name in names - NOT_A_RUN_YET if not is_leftover(name)}
 
 
-def runs_inside(path: Path, names: Collection[str]) -> dict[str, Path]:
-    """Those of the `names` in `path` that contain other runs, each with the first such run."""
-    return {name: run for name in sorted(names) if (run := _run_below(path / name)) is not None}
-
-
 def _run_below(entry: Path) -> Path | None:
+    """The first run in `entry`."""
     if entry.is_symlink():  # a run on another disk, reached through the link; not walked
         return entry if (entry / "identity.json").exists() else None
     for folder, _, names in os.walk(entry):
@@ -80,7 +76,7 @@ def require_room(path: Path) -> dict[str, Path]:
     refusal = f"run_dir={path} is not empty and not a run: choose another run_dir, or empty it"
     if not is_run and any(not (path / name).is_dir() for name in names):
         raise UsageError(refusal)
-    others = runs_inside(path, names)
+    others = {name: run for name in sorted(names) if (run := _run_below(path / name)) is not None}
     if not is_run and names - others.keys():
         raise UsageError(refusal)
     for name in OWN_FOLDERS:
