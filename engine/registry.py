@@ -90,8 +90,25 @@ class Family:
         return importlib.import_module(f"{self.package}.build")
 
     def read_arch(self, config: Any) -> Arch:
-        """The classes and configs of `config.arch`. Raises: UsageError like `read_arch`."""
-        return read_arch(config.arch, **self.requires)
+        """The classes that the block `config.arch` names, with their configs.
+
+        Raises: UsageError for an unknown name or key, or an architecture of another family of models.
+        """
+        hyper = dict(config.arch)
+        loss = hyper.pop("loss", None) or {}
+        if not isinstance(loss, Mapping):
+            raise UsageError(f"arch.loss: expected a block of keys, got {loss!r}: set arch.loss.name and its keys")
+        name = hyper.pop("name", "")
+        model_class = resolve(name, "models", "arch.name")
+        for key, expected in self.requires.items():
+            if (own := getattr(model_class, key, None)) != expected:
+                what = f"declares {key}={own!r}" if own else f"declares no {key}"
+                raise UsageError(
+                    f"arch.name={name} {what}, this script works with {key}={expected!r}: choose another one"
+                )
+        loss_class = resolve(loss.get("name", ""), "losses", "arch.loss.name")
+        model_config = build_config(model_class, hyper, "arch")
+        return Arch(model_class, model_config, loss_class, build_config(loss_class, loss, "arch.loss"))
 
     def check(self, config: Any) -> None:
         """Check all names and keys, before data are read. Raises: UsageError."""
@@ -119,23 +136,8 @@ def families() -> list[Family]:
     return [family_of(entry, "tasks/") for entry in FAMILIES]
 
 
-def read_arch(arch: Mapping[str, Any], **declared: str) -> Arch:
-    """The classes that an `arch` block names, with their configs; the model class must have the `declared` variables.
-
-    Raises: UsageError for an unknown name or key, or an architecture of another family of models.
-    """
-    hyper, loss = split_arch(arch)
-    name = hyper.pop("name", "")
-    model_class = resolve(name, "models", "arch.name")
-    require(model_class, name, "arch.name", **declared)
-    loss_class = resolve(loss.pop("name", ""), "losses", "arch.loss.name")
-    return Arch(
-        model_class, build_config(model_class, hyper, "arch"), loss_class, build_config(loss_class, loss, "arch.loss")
-    )
-
-
 def create_evaluators(blocks: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """An evaluator for each block of `evaluators`, `{name: module@Class, ...}`. Raises: UsageError like `read_arch`."""
+    """An evaluator for each block of `evaluators`, `{name: module@Class, ...}`. Raises: UsageError like `resolve`."""
     evaluators = []
     for number, block in enumerate(blocks):
         where = f"evaluators[{number}]"
@@ -187,40 +189,19 @@ def split_name(name: str, slot: str) -> tuple[list[str], str] | None:
     return (parts if parts[0] in SLOTS else [slot, *parts]), cls_name
 
 
-def split_arch(arch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the model's keys with its name, those of its loss), as copies. Raises: UsageError if the loss is not a block."""
-    hyper = dict(arch)
-    loss = hyper.pop("loss", None) or {}
-    if not isinstance(loss, Mapping):
-        raise UsageError(f"arch.loss: expected a block of keys, got {loss!r}: set arch.loss.name and its keys")
-    return hyper, dict(loss)
-
-
-def build_config(cls: type, data: Mapping[str, Any], where: str, skip: Iterable[str] = ("name",)) -> Any:
-    """`cls.Config` from its block of the config; keys in `skip` are ignored unless declared.
+def build_config(cls: type, data: Mapping[str, Any], where: str) -> Any:
+    """`cls.Config` from its block of the config; `name`, that of the class, is ignored unless declared.
 
     Raises: UsageError like `engine.schema.structure`, also for keys given to a class without a Config.
     """
     schema = getattr(cls, "Config", None)
     declared = getattr(schema, "__dataclass_fields__", {})
-    rest = {key: value for key, value in data.items() if key in declared or key not in set(skip)}
+    rest = {key: value for key, value in data.items() if key in declared or key != "name"}
     if schema is None:
         if rest:
             raise UsageError(f"{where}: {cls.__name__} takes no keys, got {', '.join(map(str, rest))}")
         return None
     return structure(schema, rest, where)
-
-
-def require(cls: type, name: str, where: str, **declared: str) -> None:
-    """Refuse a class whose `declared` class variables (such as FAMILY) are not those that the script needs.
-
-    Raises: UsageError that names what the class declares and what was expected.
-    """
-    for key, expected in declared.items():
-        own = getattr(cls, key, None)
-        if own != expected:
-            what = f"declares {key}={own!r}" if own else f"declares no {key}"
-            raise UsageError(f"{where}={name} {what}, this script works with {key}={expected!r}: choose another one")
 
 
 def modules_of(package: str) -> list[str]:

@@ -108,7 +108,6 @@ class Bare:
 
 def test_build_config() -> None:
     assert build_config(Configured, {"name": "x@Y", "width": 2}, "arch").width == 2
-    assert build_config(Configured, {"name": "x@Y", "loss": {}, "width": 2}, "arch", ("name", "loss")).width == 2
     with pytest.raises(UsageError, match=r"arch\.widht.*did you mean 'arch\.width'"):
         build_config(Configured, {"name": "x@Y", "widht": 2}, "arch")
     assert build_config(Bare, {"name": "x@Y"}, "arch") is None

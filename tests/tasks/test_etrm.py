@@ -16,7 +16,6 @@ from hydra.core.global_hydra import GlobalHydra
 from dataset.arc.pattern import PatternPlan, build_patterns
 from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.config import load_synced_config
-from engine.registry import read_arch
 from engine.task import Runtime, UsageError
 from scripts.fewshot_report import main, parse
 from tasks.etrm.args import ETRMConfig
@@ -93,8 +92,9 @@ def test_the_arch_file_is_the_guides_and_another_encoder_brings_its_own(data):
     }
     for words, text in names.items():
         assert make(data, *words).task.model.encoder.describe() == text
+    arch = {"name": "recursive_reasoning.trm@TRM", "loss": {"name": "losses@ACTLossHead"}}
     with pytest.raises(UsageError, match="DATA_MODE='embedding', this script works with DATA_MODE='encoder'"):
-        read_arch({"name": "recursive_reasoning.trm@TRM", "loss": {"name": "losses@ACTLossHead"}}, **FAMILY.requires)
+        FAMILY.read_arch(SimpleNamespace(arch=arch))
 
 
 def test_a_halted_slot_takes_its_next_example_and_nothing_is_thrown_away(data):

@@ -6,6 +6,7 @@ import json
 import pickle
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,11 +114,11 @@ def test_recorded_outputs_of_the_published_code(name: str, golden, data: Path, t
     (public / "model.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
     import_run(arguments("import", public, tmp_path / "run", "--step", "9"))  # without its data
     from engine.checkpoint.manifest import load_checkpoint
-    from engine.registry import read_arch
     from models.recursive_reasoning.act import PuzzleShape
+    from tasks.recursive_reasoning.family import FAMILY
 
     checkpoint = load_checkpoint(tmp_path / "run/step_9")
-    arch = read_arch(checkpoint.config["arch"])
+    arch = FAMILY.read_arch(SimpleNamespace(arch=checkpoint.config["arch"]))
     model = arch.model_class(arch.model_config, PuzzleShape(16, 11, 6))
     model.load_state_dict(checkpoint.model)
     outputs, raw = np.load(folder / "outputs.npz"), np.load(folder / "batches.npz")
