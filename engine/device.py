@@ -80,12 +80,8 @@ def _cuda(index: str, why: str) -> DeviceChoice:
     return DeviceChoice(torch.device("cuda", number), dtype, f"{why}; {name} {note}, so dtype auto is {dtype}")
 
 
-def check_attention(attention: str, device: torch.device) -> str:
-    """Return the attention backend for models; `flash` is refused if it cannot run.
-
-    Raises:
-        UsageError: attention=flash without CUDA or without the flash-attn package.
-    """
+def check_attention(attention: str, device: torch.device) -> None:
+    """Raises: UsageError for attention=flash without CUDA or without the flash-attn package."""
     if attention == "flash":
         if device.type != "cuda":
             raise UsageError("attention=flash needs a CUDA device: use attention=auto")
@@ -95,7 +91,6 @@ def check_attention(attention: str, device: torch.device) -> str:
             raise UsageError(
                 f"attention=flash needs flash-attn ({error}): pip install -e '.[flash]', or attention=auto"
             ) from None
-    return attention
 
 
 def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -157,21 +152,20 @@ def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> N
 def print_device(config: RunConfig) -> None:
     """Print device, attention kernel and threads of this process."""
     choice, threads = choose_device(config.device), torch.get_num_threads()
-    attention = check_attention(config.attention, choice.device)
-    print_rank0(f"device      {choice.device} ({choice.reason}); attention {attention}; {threads} CPU thread(s)")
+    print_rank0(f"device      {choice.device} ({choice.reason}); attention {config.attention}; {threads} CPU thread(s)")
 
 
 def make_runtime(config: RunConfig, *, stop: StopSignal | None = None, silent: bool = False) -> Runtime:
     """Device, dtype and attention kernel of `config`, printed with the reason if not `silent`; seeds the process."""
     choice = choose_device(config.device)
-    attention = check_attention(config.attention, choice.device)
+    check_attention(config.attention, choice.device)
     prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
     if not silent:
         print_device(config)
     return Runtime(
         device=choice.device,
         dtype=choice.dtype,
-        attention=attention,
+        attention=config.attention,
         seed=config.seed,
         accumulation=config.accumulation,
         rank=rank(),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.manifest import STEP_NAME, Contents, read_manifest, step_folders, write_checkpoint
-from engine.checkpoint.state_tree import load_weights as load_weights
 from engine.errors import UsageError
 from engine.io import (
     atomic_directory,

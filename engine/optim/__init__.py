@@ -17,21 +17,8 @@ from torch import Tensor, nn
 from engine.errors import UsageError
 from engine.io import did_you_mean
 from engine.optim.builtin import AdamATan2, Lookahead, SparseSignSGD
-from engine.optim.library import DECAY, EXTRA, TORCH, LibraryOptimizer, build_library, find_class, library_names
+from engine.optim.library import DECAY, EXTRA, TORCH, build_library, find_class, library_names
 from engine.task import ParamGroup, SparseTable
-
-__all__ = [
-    "OPTIMIZERS",
-    "AdamATan2",
-    "LibraryOptimizer",
-    "Lookahead",
-    "Optimizer",
-    "SparseSignSGD",
-    "SparseTable",
-    "build_optimizer",
-    "build_optimizers",
-    "load_optimizers",
-]
 
 
 class Optimizer(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -61,15 +62,9 @@ def truncate_to(path: Path, size: int) -> int:
     if present < size:
         print_rank0(f"warning: {path} has {present} bytes instead of {size} at the checkpoint: some lines are lost")
     with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as stream:
-        end = min(size, present)
-        while end > 0:  # back to just after the last newline
-            begin = max(0, end - 65536)
-            stream.seek(begin)
-            newline = stream.read(end - begin).rfind(b"\n")
-            if newline >= 0:
-                end = begin + newline + 1
-                break
-            end = begin
+        if (end := min(size, present)) > 0:  # an empty file cannot be mapped
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = content.rfind(b"\n", 0, end) + 1
         stream.truncate(end)
         os.fsync(stream.fileno())
     return end

@@ -17,7 +17,7 @@ import torch
 
 from dataset.text.vocabulary import Vocabulary, read_vocabularies
 from engine.checkpoint.manifest import Checkpoint
-from engine.checkpoint.store import load_weights
+from engine.checkpoint.state_tree import load_weights
 from engine.errors import UsageError
 from engine.io import print_rank0, sha256_file
 from engine.run.load_run import find_checkpoint, read_config

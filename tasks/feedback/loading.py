@@ -10,7 +10,7 @@ from typing import Any
 
 from dataset.text.tokenizer import Tokenizer
 from dataset.text.vocabulary import read_vocabularies
-from engine.checkpoint.store import load_weights
+from engine.checkpoint.state_tree import load_weights
 from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.registry import family_of

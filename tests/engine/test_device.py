@@ -118,7 +118,7 @@ def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch: pytest.Monk
         device.check_attention("flash", torch.device("cpu"))
     with pytest.raises(UsageError, match=r"pip install -e '\.\[flash\]'"):
         device.check_attention("flash", torch.device("cuda"))
-    assert device.check_attention("math", torch.device("cpu")) == "math"
+    device.check_attention("math", torch.device("cpu"))
 
 
 def test_seed_fixes_the_weights() -> None:

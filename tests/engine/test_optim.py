@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from engine.errors import UsageError
-from engine.optim import AdamATan2, SparseSignSGD, build_optimizer
+from engine.optim import build_optimizer
+from engine.optim.builtin import AdamATan2, SparseSignSGD
 from models.sparse_embedding import SparseEmbedding
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16}

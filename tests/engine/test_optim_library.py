@@ -15,7 +15,8 @@ from torch import nn
 from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.errors import UsageError
 from engine.loop.evaluations import averages
-from engine.optim import AdamATan2, Lookahead, build_optimizer, build_optimizers, load_optimizers
+from engine.optim import build_optimizer, build_optimizers, load_optimizers
+from engine.optim.builtin import AdamATan2, Lookahead
 from engine.optim.library import TORCH, find_class
 from engine.task import ParamGroup
 

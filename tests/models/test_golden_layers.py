@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.optim import SparseSignSGD
+from engine.optim.builtin import SparseSignSGD
 from models.layers import (
     Attention,
     RotaryTables,
