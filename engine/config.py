@@ -305,17 +305,12 @@ def with_place(error: UsageError, source: ConfigSource) -> UsageError:
 
 
 def _check_script(source: ConfigSource, entry: str | None) -> None:
-    """Refuse a recipe of another entry script, whose keys would be reported as unknown one by one."""
+    """Refuse `script=` of another entry script; a recipe of another one is refused before (`check_recipe`)."""
     running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
     declared = source.resolved.get("script")
     if not isinstance(declared, str) or not running or Path(declared).stem == Path(running).stem:
         return
-    if any(word.lstrip("+").startswith("script=") for word in source.overrides):
-        raise UsageError(f"script={declared} is not {Path(running).stem}.py: drop it, or run python {declared}")
-    raise UsageError(
-        f"config {source.config_name or ''} is for {declared}, not for {Path(running).stem}.py: "
-        f"run python {declared}, or choose another --config-name"
-    )
+    raise UsageError(f"script={declared} is not {Path(running).stem}.py: drop it, or run python {declared}")
 
 
 def source_of(config: RunConfig) -> ConfigSource:

@@ -141,11 +141,6 @@ def flatten(block: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flatten(value, f"{prefix}{key}.")
 
 
-def inert_by(markers: tuple[Any, ...], config: Mapping[str, Any]) -> str:
-    """The reason why a field with these markers has no effect in `config`; "" if it has one."""
-    return next((mark.reason for mark in markers if isinstance(mark, Inert) and mark.holds(config)), "")
-
-
 @functools.cache
 def declared(schema: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Field -> (type, markers); a subclass that only changes the default keeps the base's markers."""

@@ -37,10 +37,6 @@ class CheckpointWriteError(OSError):
         return str(self.strerror)
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
-
-
 class CheckpointStore:
     """Reads and writes `<run_dir>/checkpoints`. Only rank 0, which holds the run's lock, may write."""
 
@@ -59,7 +55,7 @@ class CheckpointStore:
         """
         remove_leftovers(self.folder)
         known = self._pointed("latest")
-        since = self._written(_step_of(known)) if known is not None else ("", -1)
+        since = self._written(int(known.name.removeprefix("step_"))) if known is not None else ("", -1)
         if known is not None and not since[0]:
             return
         for step in sorted(self.steps(), key=self._written):

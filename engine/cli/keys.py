@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.fields import Inert, Range, declared, inert_by, value_at
+from engine.fields import Inert, Range, declared, value_at
 
 NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Any: "any"}
 
@@ -166,8 +166,9 @@ def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
     """
     known, place = known_keys(schema, config), key
     while place:
-        if place in known and (reason := inert_by(known[place].inert, config)):
-            return reason
+        for mark in known[place].inert if place in known else ():
+            if mark.holds(config):
+                return mark.reason
         place = place.rpartition(".")[0]
     return ""
 
