@@ -58,10 +58,9 @@ class RunDirectory:
         """Write environment.json (`engine.run.environment.describe_environment`)."""
         atomic_write_json(self.path / "environment.json", environment)
 
-    def write_summary(self, primary: Mapping[str, Any] | None, **more: Any) -> None:
+    def write_summary(self, primary: Mapping[str, Any], **more: Any) -> None:
         """Write summary.json: {"name", "value", "goal"} of the primary metric, then `more`. Not finite -> null."""
-        head = dict(primary) if primary else {"name": None, "value": None, "goal": None}
-        atomic_write_json(self.path / "summary.json", finite({**head, **more}))
+        atomic_write_json(self.path / "summary.json", finite({**primary, **more}))
 
     def set_status(self, state: str, **fields: Any) -> None:
         """Write status.json: state (running, interrupted, done, failed, refused), pid, step, exit_code, message, time,
