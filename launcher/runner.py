@@ -15,7 +15,7 @@ from engine.io import print_rank0
 from engine.run.environment import REPORT
 from engine.signals import install, restore
 from launcher.children import Child, process_alive
-from launcher.ledger import HOST, Claim, Ledger
+from launcher.ledger import HOST, Claim, Ledger, Record
 from launcher.outcome import Outcome, judge, last_error, reported_run_dir
 from launcher.queue import Options, nothing_to_do, unknown_owners
 from launcher.ranks import ranks_of
@@ -122,20 +122,9 @@ class Runner:
         if options.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         claim.attempt += 1
-        claim.record = record = replace(
-            record,
-            state="running",
-            started=time.time(),
-            ended=None,
-            attempts=record.attempts + 1,
-            log=str(log),
-            log_offset=0,
-            child=None,
-            gpus=gpus,
-            exit_code=None,
-            run_dir=None,
-            step=None,
-            message="",
+        kept = {name: getattr(record, name) for name in ("id", "command", "runner", "host", "runner_started")}
+        claim.record = record = Record(
+            **kept, state="running", started=time.time(), attempts=record.attempts + 1, log=str(log), gpus=gpus
         )
         try:
             report.unlink(missing_ok=True)

@@ -228,12 +228,12 @@ class _Translator:
         kind = None if key is None else key.kind
         if key is not None and key.optional and text in ("null", "None"):
             return "null"
-        if kind is bool:
-            if text.lower() not in TRUE | FALSE:
-                raise UsageError(f"--{spelt}: expected true or false, got '{text}'")
-            return "true" if text.lower() in TRUE else "false"
         if key is not None and key.takes_bare_flag:
-            return "true" if text.lower() in TRUE else "false" if text.lower() in FALSE else quote(text)
+            if text.lower() in TRUE | FALSE:
+                return "true" if text.lower() in TRUE else "false"
+            if kind is bool:
+                raise UsageError(f"--{spelt}: expected true or false, got '{text}'")
+            return quote(text)
         if self.multirun and "," in text and kind is not str and all(_bare(kind, part) for part in text.split(",")):
             return text  # a sweep over numbers or choices
         return text if _bare(kind, text) else quote(text)

@@ -19,8 +19,6 @@ from engine.registry import resolve
 from engine.schema import plain, with_defaults
 
 UNSET = "not set"
-CLASSES = {"arch.loss": "losses", "arch": "models"}
-"""Blocks whose `name` selects the class that declares their keys -> registry slot of that class."""
 
 
 def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[str, Any]:
@@ -92,18 +90,17 @@ def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:
     for key in schema.BEFORE:  # without one of these keys a run did something other than today's default
         if key not in identity:
             full.pop(key, None)
-    arch = full.get("arch")
-    if isinstance(arch, Mapping):
-        loss = arch.get("loss")
-        full["arch"] = _with_own_defaults(arch, "arch")
-        if isinstance(loss, Mapping):
-            full["arch"]["loss"] = _with_own_defaults(loss, "arch.loss")
+    if isinstance(arch := full.get("arch"), Mapping):
+        full["arch"] = _with_own_defaults(arch, "models")
+        if isinstance(loss := arch.get("loss"), Mapping):
+            full["arch"]["loss"] = _with_own_defaults(loss, "losses")
     return identity_of(full, without=schema.NOT_IDENTITY)
 
 
-def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
+def _with_own_defaults(block: Mapping[str, Any], slot: str) -> dict[str, Any]:
+    """`block` with the defaults of the class of a registry slot that its `name` selects."""
     try:
-        chosen: Any = resolve(str(block.get("name")), CLASSES[root], f"{root}.name")
+        chosen: Any = resolve(str(block.get("name")), slot)
         return with_defaults(chosen.Config, block)
     except (UsageError, ImportError, AttributeError, TypeError):  # the class no longer exists: compared as it is
         return dict(block)
