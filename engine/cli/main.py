@@ -98,11 +98,11 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             sys.stdout.write(help_text(family, groups, folders, name, chosen) + "\n")
             return 0
         typed: dict[str, str] = {}
-        words = read_command(
+        flags, words = read_command(
             argv, family, groups, typed, lambda words: remember(_followed_keys(schema, words, typed) | typed)
         )
         remember(typed)
-        multirun = is_sweep(words)
+        multirun = is_sweep(flags)
         check_presets(words, schema, groups, folders, Path(entry).stem)
         if multirun and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
@@ -114,8 +114,9 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() does not handle sweeps")
         if not is_main() or not based:
             words += QUIET
-        if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
+        if not {"-sc", "--shell-completion"} & set(flags) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
+        words = [*flags, *words]
         with _environment(words), sweep(words) if multirun and sweep else nullcontext([]) as codes:
             _guarded(launch, config_dir, hydra_args.get("config_name"))()
         return max(codes, default=0)

@@ -27,7 +27,7 @@ from engine.cli.compose import compose_config, digest, sweep_jobs
 from engine.cli.files import ConfigFile, config_files, locate, set_in
 from engine.cli.keys import known_keys
 from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, search_folders
-from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
+from engine.cli.translate import HYDRA_VALUED, Groups, spelled, translate
 from engine.config import RunConfig, hydra_folders, source_of
 from engine.errors import UsageError
 from engine.registry import Family
@@ -151,18 +151,18 @@ def read_command(
     groups: Groups,
     typed: dict[str, str],
     translated: Callable[[list[str]], None] = lambda words: None,
-) -> list[str]:
-    """The words of a command in Hydra's form; `typed` collects the user's spelling of each key.
+) -> tuple[list[str], list[str]]:
+    """(Hydra's own flags, overrides in Hydra's form) of a command; `typed` collects the user's spelling of each key.
 
-    `groups` are those of the recipe that the command names; `translated` is called with the words before the family's
-    own `rewrite`, which may refuse one. Raises: UsageError.
+    `groups` are those of the recipe that the command names; `translated` is called with the overrides before the
+    family's own `rewrite`, which may refuse one. Raises: UsageError.
     """
-    words = translate(list(argv), family.schema, groups=groups, aliases=family.aliases, typed=typed)
+    flags, words = translate(list(argv), family.schema, groups=groups, aliases=family.aliases, typed=typed)
     translated(words)
     words = family.rewrite(words, groups, typed) if family.rewrite is not None else words
     if any(word.lstrip("+").lower() == "resume=true" for word in words):
         words = [_force_foreign(word, groups) for word in words]
-    return words
+    return flags, words
 
 
 def _force_foreign(word: str, groups: Groups) -> str:
@@ -173,9 +173,9 @@ def _force_foreign(word: str, groups: Groups) -> str:
     return f"++{word}" if foreign else word
 
 
-def is_sweep(words: Sequence[str]) -> bool:
-    """Whether Hydra runs these words as several jobs."""
-    return bool({"-m", "--multirun"} & set(words))
+def is_sweep(flags: Sequence[str]) -> bool:
+    """Whether Hydra runs a command with these flags as several jobs."""
+    return bool({"-m", "--multirun"} & set(flags))
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------
@@ -270,18 +270,17 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
     trace.groups = _groups(tuple(trace.folders), trace.config_name, stamp := digest(trace.folders))
     empty: Any = type("Empty", (), {"__dataclass_fields__": {}})
     unknown = Family(entry="", package="", config_name="", schema=empty, requires={})
-    words = read_command(words, script.declared or unknown, trace.groups, trace.typed)
+    flags, trace.overrides = read_command(words, script.declared or unknown, trace.groups, trace.typed)
     if script.schema:
-        check_presets(words, script.schema, trace.groups, trace.folders, script.path.stem)
-    trace.overrides = without_flags(words)
-    trace.jobs = sweep_of(trace) if is_sweep(words) else [trace.overrides]
+        check_presets(trace.overrides, script.schema, trace.groups, trace.folders, script.path.stem)
+    trace.jobs = sweep_of(trace) if is_sweep(flags) else [trace.overrides]
     composed = compose_config(trace.folders, trace.config_name, trace.jobs[0], stamp)
     trace.composed, trace.choices = True, composed.choices
     trace.files = config_files(trace.folders, trace.config_name, trace.choices)
     resolved: Any = OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)
     trace.resolved = with_defaults(script.schema, resolved) if script.schema else resolved
     trace.config = structure(script.schema, trace.resolved) if script.schema else None
-    if composed.params and not is_sweep(words) and not sweep_job:
+    if composed.params and not is_sweep(flags) and not sweep_job:
         raise UsageError(PRESET)
 
 
@@ -325,17 +324,3 @@ def sweep_of(trace: Trace) -> list[list[str]]:
 def hydra_flags(words: Sequence[str]) -> list[str]:
     """Hydra's flags that take a value, with their values."""
     return [part for name in sorted(HYDRA_VALUED) if (value := flag_value(words, name)) for part in (name, value)]
-
-
-def without_flags(words: Sequence[str]) -> list[str]:
-    """The overrides of a translated command, without Hydra's flags."""
-    rest, skip = [], False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if skip:
-            skip = False
-        elif name in HYDRA_VALUED:
-            skip = not equals
-        elif word not in HYDRA_SWITCHES and not word.startswith("--info"):
-            rest.append(word)
-    return rest

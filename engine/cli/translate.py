@@ -70,8 +70,8 @@ def translate(
     groups: Groups | None = None,
     aliases: Mapping[str, str] | None = None,
     typed: dict[str, str] | None = None,
-) -> list[str]:
-    """Hydra's argv for a command line in either style, or in both.
+) -> tuple[list[str], list[str]]:
+    """(Hydra's own flags, overrides) of a command line in either style, or in both; Hydra takes them in this order.
 
     `aliases` maps an old key, or the leading part of a dotted one, to the key it means. `typed` collects key -> its
     spelling in the command, if that differs.
@@ -120,7 +120,7 @@ class _Translator:
         self.from_json: list[str] = []
         self.overrides: list[str] = []
 
-    def run(self) -> list[str]:
+    def run(self) -> tuple[list[str], list[str]]:
         default_file = getattr(self.schema, "CONFIG_FILE", None)
         while self.words:
             word = self.words.pop(0)
@@ -151,7 +151,7 @@ class _Translator:
                 raise UsageError(f"unexpected {kind} '{word}': write key=value or --key value (see --help)")
         if default_file is not None and not any(word.lstrip("+").lower() == "resume=true" for word in self.overrides):
             self._json(default_file)
-        return self.hydra + self.from_json + self.overrides
+        return self.hydra, self.from_json + self.overrides
 
     def _override(self, word: str) -> str:
         """A word in Hydra's style: only aliases, quotes and the `+` signs change."""

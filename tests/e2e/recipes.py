@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from engine.cli.help import help_text
 from engine.cli.recipes import find_groups
-from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
+from engine.cli.translate import translate
 from engine.config import load_synced_config
 from engine.registry import FAMILIES, Family, build_config, families, resolve
 from tests.conftest import ROOT, archs_of
@@ -64,15 +64,8 @@ class Entry:
     def words(self, argv: list[str], config: str) -> list[str]:
         """Overrides in Hydra's style, without Hydra's own flags; of a sweep the first job's."""
         groups = find_groups([CONFIGS], config)
-        translated = translate(argv, self.schema, groups=groups, aliases=self.declared.aliases)
-        words = iter(self.declared.rewrite(translated, groups, {}) if self.declared.rewrite else translated)
-        overrides = []
-        for word in words:
-            if word.split("=")[0] in HYDRA_VALUED:
-                if "=" not in word:
-                    next(words)
-            elif word not in HYDRA_SWITCHES:
-                overrides.append(word)
+        _, overrides = translate(argv, self.schema, groups=groups, aliases=self.declared.aliases)
+        overrides = self.declared.rewrite(overrides, groups, {}) if self.declared.rewrite else overrides
         single = []
         for override in OverridesParser.create().parse_overrides(overrides):
             line = str(override.input_line)

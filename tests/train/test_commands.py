@@ -25,7 +25,8 @@ LISTS = ("--dataset_list", "plain", "other")
 
 def words(*argv: str) -> list[str]:
     groups = find_groups([ROOT / "config"], "cfg_train")
-    return rewrite(translate(list(argv), TrainConfig, groups=groups, aliases=ALIASES), groups)
+    flags, overrides = translate(list(argv), TrainConfig, groups=groups, aliases=ALIASES)
+    return [*flags, *rewrite(overrides, groups)]
 
 
 def test_from_scratch(place: Path) -> None:
