@@ -37,6 +37,15 @@ class CheckpointWriteError(OSError):
         return str(self.strerror)
 
 
+def _written(path: Path) -> tuple[str, int]:
+    """(time of writing, "" for a damaged checkpoint; step) of the checkpoint `path`."""
+    step = int(path.name.removeprefix("step_"))
+    try:
+        return read_manifest(path)["time"], step
+    except ValueError:
+        return "", step
+
+
 class CheckpointStore:
     """Reads and writes `<run_dir>/checkpoints`. Only rank 0, which holds the run's lock, may write."""
 
@@ -55,12 +64,11 @@ class CheckpointStore:
         """
         remove_leftovers(self.folder)
         known = self._pointed("latest")
-        since = self._written(int(known.name.removeprefix("step_"))) if known is not None else ("", -1)
+        since = _written(known) if known is not None else ("", -1)
         if known is not None and not since[0]:
             return
-        for step in sorted(self.steps(), key=self._written):
-            path = self.folder / f"step_{step}"
-            written = self._written(step)
+        for path in sorted(step_folders(self.folder).values(), key=_written):
+            written = _written(path)
             if written[0] and written > since:
                 self._point_to(path)
             self.link(path.name, path)
@@ -118,11 +126,9 @@ class CheckpointStore:
         Newest by time of writing: after a resume from an earlier step, the abandoned later steps are the oldest. A
         failed removal is a warning.
         """
-        by_age = sorted(self.steps(), key=self._written)
-        kept = {path for path in (self.latest(), self.best()) if path is not None}
-        kept |= {self.folder / f"step_{step}" for step in by_age[max(0, len(by_age) - keep_last) :]}
-        for step in by_age:
-            path = self.folder / f"step_{step}"
+        by_age = sorted(step_folders(self.folder).items(), key=lambda item: _written(item[1]))
+        kept = {self.latest(), self.best(), *(path for _, path in by_age[max(0, len(by_age) - keep_last) :])}
+        for step, path in by_age:
             if path in kept or (keep_every and step % keep_every == 0):
                 continue
             try:
@@ -132,12 +138,6 @@ class CheckpointStore:
                 remove_directory(path)
             except OSError as error:
                 print_rank0(f"warning: the old checkpoint {path} could not be removed ({error}); the run continues")
-
-    def _written(self, step: int) -> tuple[str, int]:
-        try:
-            return read_manifest(self.folder / f"step_{step}")["time"], step
-        except ValueError:
-            return "", step
 
     # --- finding
 
