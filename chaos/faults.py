@@ -80,13 +80,10 @@ def plan(seed: int, count: int, kinds: Sequence[str], ranks: int = 1) -> list[At
     attempts = []
     while shuffled:
         size = rng.choice((1, 2, 2, 3))
-        attempts.append(Attempt(_in_order([_fault(rng, kind, ranks) for kind in shuffled[:size]])))
+        faults = [_fault(rng, kind, ranks) for kind in shuffled[:size]]
+        attempts.append(Attempt(tuple(sorted(faults, key=lambda fault: (fault.kind != "data", fault.at)))))
         del shuffled[:size]
     return attempts
-
-
-def _in_order(faults: list[Fault]) -> tuple[Fault, ...]:
-    return tuple(sorted(faults, key=lambda fault: (fault.kind != "data", fault.at)))
 
 
 def _fault(rng: random.Random, kind: str, ranks: int) -> Fault:

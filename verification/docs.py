@@ -90,13 +90,9 @@ def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str
             yield Documented(file, start + number, tuple(words), refused, overlay)
 
 
-def entry_commands(root: Path) -> list[tuple[Documented, str | None]]:
-    """Every documented command with `what_is_missing`; None for commands of an entry script, which are to be judged."""
-    return [(one, what_is_missing(root, one)) for one in documented(root)]
-
-
 def page_reports(commands: Iterable[tuple[Documented, str | None]], judged: Iterable[Report]) -> list[Report]:
-    """A report for each page with commands; `judged`: the reports of the entry scripts' commands, in order."""
+    """A report for each page with commands, which come with `what_is_missing`; `judged`: the reports of the entry
+    scripts' commands, in order."""
     reports = iter(judged)
     pages: dict[str, list[Finding]] = {}
     for one, reason in commands:

@@ -26,7 +26,7 @@ from launcher.command import parse
 from launcher.ledger import HOST
 from verification import rules  # noqa: F401  they register on import
 from verification.codes import CODES
-from verification.docs import entry_commands, page_reports
+from verification.docs import documented, page_reports, what_is_missing
 from verification.finding import Finding, Report
 from verification.observed import observe_ahead, observed, observed_deeply
 from verification.preflight import line_of
@@ -258,7 +258,7 @@ def run_verdict(run: Path) -> tuple[str, list[str]]:
 
 def verify_docs(root: Path, **how: Any) -> list[Report]:
     """A report for each page with commands. Only the rules judge them, as their behaviour is that of the recipes."""
-    commands = entry_commands(root)
+    commands = [(one, what_is_missing(root, one)) for one in documented(root)]
     requests = [
         Request(argv=one.words, where=one.file, line=one.line, overlay=one.overlay, **{**how, "probes": False})
         for one, missing in commands

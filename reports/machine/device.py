@@ -25,6 +25,7 @@ def device_facts(*, compiler: bool) -> dict[str, Any]:
     """Device and dtype of `device=auto`, threads, GPUs and attention kernels; with `compiler`, which takes seconds,
     also whether torch.compile works ("fault": None) or why it does not."""
     choice = choose_device("auto")
+    options = {"backend": compiling.BACKEND, "dynamic": False}
     return {
         "device": str(choice.device),
         "dtype": str(choice.dtype).removeprefix("torch."),
@@ -33,7 +34,7 @@ def device_facts(*, compiler: bool) -> dict[str, Any]:
         "built_for": (torch.version.cuda and f"CUDA {torch.version.cuda}") or torch.version.hip or "CPU",
         "gpus": [_gpu(number) for number in range(torch.cuda.device_count())],
         "attention": _attention(choice.device, choice.dtype),
-        "compiler": _compiler(choice.device) if compiler else None,
+        "compiler": {"fault": compiling.compiler_fault(choice.device, options)} if compiler else None,
     }
 
 
@@ -61,7 +62,3 @@ def _attention(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     except UsageError as error:
         return {"sdpa": run, "flash": str(error)}
     return {"sdpa": run, "flash": None}
-
-
-def _compiler(device: torch.device) -> dict[str, Any]:
-    return {"fault": compiling.compiler_fault(device, {"backend": compiling.BACKEND, "dynamic": False})}
