@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.cli.translate import Groups, quote
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
-from engine.reading import Unreadable, read_json as read_json_file
+from engine.reading import Unreadable, read_json as read_json_file, read_text
 from engine.registry import Rewrite
 from engine.run.files import read_identity, read_json, read_yaml
 from tasks.feedback.args import FeedforwardConfig
@@ -85,7 +85,8 @@ def run_path(name: str, folder: Path) -> Path:
 
 
 def checkpoint_in(run: Path, name: str, key: str) -> Path:
-    """The checkpoint `name`, the value of `key`: a link in the run, a step_N in its checkpoints/, or a path.
+    """The checkpoint `name`, the value of `key`: a link in the run (or its name, where the file system has no links), a
+    step_N in its checkpoints/, or a path.
 
     Raises: UsageError that lists the choices.
     """
@@ -95,12 +96,28 @@ def checkpoint_in(run: Path, name: str, key: str) -> Path:
             return choice
     if not run.is_dir():
         return run / name
+    if (target := _target(run, name)) is not None:
+        return target
     items = [item for folder in (run, run / "checkpoints") if folder.is_dir() for item in folder.iterdir()]
     known = sorted(item.name for item in items if re.fullmatch(r".*\.pt|step_\d+", item.name) and item.exists())
     why = f"there is no such checkpoint in {run}"
     if (run / name).is_symlink():
         why = f"{run / name} links to {os.readlink(run / name)}, which is gone"
     raise UsageError(f"{key}={name}: {why}: {did_you_mean(name, known)}")
+
+
+def _target(run: Path, name: str) -> Path | None:
+    """The checkpoint that the link `epoch_ckpt_<dataset>.pt` or `best_ckpt_<dataset>.pt` would point to, in a run
+    without links: not every file system has them, and not every copy keeps them. None for another name."""
+    if (run / name).is_symlink() or not name.endswith(".pt"):
+        return None
+    try:
+        dataset = read_yaml(run / "config.resolved.yaml").get("active_dataset")
+        pointers = {f"epoch_ckpt_{dataset}.pt": "latest", f"best_ckpt_{dataset}.pt": "best"}
+        target = run / "checkpoints" / read_text(run / "checkpoints" / pointers[name]).strip()
+    except (OSError, Unreadable, KeyError):
+        return None
+    return target if re.fullmatch(r"step_\d+", target.name) and target.is_dir() else None
 
 
 def runs_of(folder: Path, name: str) -> list[Path]:

@@ -1,0 +1,41 @@
+"""The documented names of checkpoints in a run on a file system without symbolic links, or copied without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UsageError
+from tasks.feedback.runs import checkpoint_in
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for step in (4, 8):
+        (tmp_path / f"checkpoints/step_{step}").mkdir(parents=True)
+    (tmp_path / "checkpoints/latest").write_text("step_8\n")
+    (tmp_path / "checkpoints/best").write_text("step_4\n")
+    (tmp_path / "config.resolved.yaml").write_text("active_dataset: gsm8k\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "step"), [("epoch_ckpt_gsm8k.pt", 8), ("best_ckpt_gsm8k.pt", 4)])
+def test_names_without_links(run: Path, name: str, step: int) -> None:
+    assert checkpoint_in(run, name, "checkpoint_name") == run / f"checkpoints/step_{step}"
+
+
+@pytest.mark.parametrize("name", ["epoch_ckpt_wikitext.pt", "epoch_ckpt_gsm8k_1.pt", "last.pt"])
+def test_other_names_are_refused(run: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no such checkpoint .*step_4"):
+        checkpoint_in(run, name, "checkpoint_name")
+
+
+def test_a_link_whose_target_is_gone_is_no_other_checkpoint(run: Path) -> None:
+    (run / "epoch_ckpt_gsm8k.pt").symlink_to("checkpoints/step_99")
+    with pytest.raises(UsageError, match="links to checkpoints/step_99, which is gone"):
+        checkpoint_in(run, "epoch_ckpt_gsm8k.pt", "checkpoint_name")
+    (run / "epoch_ckpt_gsm8k.pt").unlink()
+    (run / "checkpoints/latest").write_text("../elsewhere")
+    with pytest.raises(UsageError, match="there is no such checkpoint"):
+        checkpoint_in(run, "epoch_ckpt_gsm8k.pt", "checkpoint_name")
