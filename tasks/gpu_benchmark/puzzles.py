@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 import torch
 
 from dataset.format import widened
-from dataset.writing import write_dataset
 from tasks.gpu_benchmark.case import PLAIN, Bench, Case
 from tasks.gpu_benchmark.timing import Work
 from tasks.recursive_reasoning.step_benchmark.literal import Literal
 from tasks.recursive_reasoning.step_benchmark.literal_training import Training
-from tasks.recursive_reasoning.step_benchmark.measure import random_puzzles
+from tasks.recursive_reasoning.step_benchmark.measure import random_puzzles, write_puzzles
 
 
 class PuzzleCase(Case):
@@ -24,19 +23,9 @@ class PuzzleCase(Case):
 
     def write(self, folder: Path) -> None:
         """Write puzzles of random tokens, each with its own identifier."""
-        count = 4 * self.rows
-        splits = {
-            "train": random_puzzles(count, 1, 1, self.tokens, self.vocab_size),
-            "test": random_puzzles(self.rows, 1, 1, self.tokens, self.vocab_size),
-        }
-        write_dataset(
-            folder / "puzzles",
-            splits,
-            vocab_size=self.vocab_size,
-            seq_len=self.tokens,
-            card={"name": "puzzles"},
-            identifiers=[f"p{number}" for number in range(count + 1)],
-        )
+        counts = {"train": 4 * self.rows, "test": self.rows}
+        splits = {name: random_puzzles(n, 1, 1, self.tokens, self.vocab_size) for name, n in counts.items()}
+        write_puzzles(folder / "puzzles", splits, self.vocab_size)
 
     def overrides(self, folder: Path) -> tuple[str, ...]:
         """The data, the batch size, and 16,000 steps."""

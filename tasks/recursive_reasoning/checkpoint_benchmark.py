@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.writing import SplitArrays, write_dataset
+from dataset.writing import SplitArrays
 from engine.config import HEADER, ConfigSource
 from engine.device import make_runtime
 from engine.io import print_rank0
@@ -31,8 +31,9 @@ from engine.signals import StopSignal
 from models.sparse_embedding import SparseEmbedding
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.build import build
+from tasks.recursive_reasoning.step_benchmark.measure import VOCAB, write_puzzles
 
-ROWS, LENGTH, VOCAB, QUIET = 8, 16, 11, 4
+ROWS, LENGTH, QUIET = 8, 16, 4
 """Batch rows, tokens of a puzzle, vocabulary size, steps without a save between two saves."""
 MODES = {"waited for": False, "beside": True}
 
@@ -143,14 +144,7 @@ def spread(values: Sequence[float]) -> list[float] | None:
 
 def _session(identifiers: int, width: int, rounds: int, folder: Path) -> tuple[Timed, Any]:
     data = folder / "puzzles"
-    write_dataset(
-        data,
-        dict.fromkeys(("train", "test"), _puzzles(identifiers)),
-        vocab_size=VOCAB,
-        seq_len=LENGTH,
-        card={"name": "puzzles"},
-        identifiers=[f"p{number}" for number in range(identifiers)],
-    )
+    write_puzzles(data, dict.fromkeys(("train", "test"), _puzzles(identifiers)))
     arch = {
         "name": "recursive_reasoning.trm@TRM",
         "loss": {"name": "losses@ACTLossHead"},

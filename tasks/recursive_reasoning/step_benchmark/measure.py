@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -154,14 +154,7 @@ class Pair:
     def __init__(self, case: Case, folder: Path) -> None:
         rows = case.rows
         splits = {"train": random_puzzles(4 * rows, 1, 1, case.tokens), "test": random_puzzles(rows, 1, 1, case.tokens)}
-        write_dataset(
-            folder / "puzzles",
-            splits,
-            vocab_size=VOCAB,
-            seq_len=case.tokens,
-            card={"name": "puzzles"},
-            identifiers=[f"p{number}" for number in range(4 * rows + 1)],
-        )
+        write_puzzles(folder / "puzzles", splits)
         arch = {"halt_max_steps": EPISODE, "loss": {"name": "losses@ACTLossHead"}, **case.arch}
         settings: dict[str, Any] = {
             "script": "pretrain.py",
@@ -221,15 +214,8 @@ class Pair:
 
 def sampling(case: SamplerCase, folder: Path, pairs: int) -> Row:
     """Time all batches of one iteration, planning included; milliseconds per batch."""
-    count = case.groups * case.puzzles
-    write_dataset(
-        folder,
-        dict.fromkeys(("train", "test"), random_puzzles(case.groups, case.puzzles, case.examples, case.tokens)),
-        vocab_size=VOCAB,
-        seq_len=case.tokens,
-        card={"name": "puzzles"},
-        identifiers=[f"p{number}" for number in range(count + 1)],
-    )
+    puzzles = random_puzzles(case.groups, case.puzzles, case.examples, case.tokens)
+    write_puzzles(folder, dict.fromkeys(("train", "test"), puzzles))
     split = load_split(folder, "train")
 
     def sampler() -> TrainSampler:
@@ -265,6 +251,19 @@ def random_puzzles(groups: int, puzzles: int, examples: int, tokens: int, vocab_
         np.arange(1, count + 1, dtype=np.int32),
         np.arange(count + 1) * examples,
         np.arange(groups + 1) * puzzles,
+    )
+
+
+def write_puzzles(folder: Path, splits: Mapping[str, SplitArrays], vocab_size: int = VOCAB) -> None:
+    """Write splits of random puzzles as a data set."""
+    last = max(int(split.puzzle_identifiers.max()) for split in splits.values())
+    write_dataset(
+        folder,
+        splits,
+        vocab_size=vocab_size,
+        seq_len=splits["train"].inputs.shape[1],
+        card={"name": "puzzles"},
+        identifiers=[f"p{number}" for number in range(last + 1)],
     )
 
 
