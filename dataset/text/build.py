@@ -101,12 +101,11 @@ class _Encoder:
 
 
 def _write(stream: BinaryIO, results: Iterator[tuple[np.ndarray, dict[str, int]]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+    total = Counter[str]()
     for tokens, counts in results:
         stream.write(np.ascontiguousarray(tokens).data)
-        for name, value in counts.items():
-            total[name] = total.get(name, 0) + value
-    return total
+        total.update(counts)
+    return dict(total)
 
 
 def _open(path: Path) -> io.BufferedReader:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from engine.fields import Inert, Range, check_fields
 from models.dtypes import ForwardDtype
 from models.feedback.config import BaseConfig, TextShape, check_heads
 
 Target = Literal["q", "k", "v", "o", "fc", "proj"]
+TARGETS: tuple[str, ...] = get_args(Target)
 Mode = Literal["distinct", "recurrent"]
 Conditioning = Literal["hidden", "logits", "loss_gradient", "tokens"]
 Readout = Literal["gated", "raw"]
 LoraApply = Literal["auto", "lowrank", "dense"]
 ScaleRule = Literal["sqrt", "rank", "none"]
-_TARGETS = ("q", "k", "v", "o", "fc", "proj")
 _RAW = Inert("arch.readout=raw", "arch.readout=raw has no scale, norm, gate or static part")
 _ONE = Inert("arch.n_passes=1", "arch.n_passes=1: there is one pass with deltas")
 
@@ -38,8 +38,8 @@ class TargetsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")
-        if not self.targets or len(set(self.targets)) < len(self.targets) or set(self.targets) - set(_TARGETS):
-            raise ValueError(f"arch.targets={self.targets}: expected some of {', '.join(_TARGETS)}, each once")
+        if not self.targets or len(set(self.targets)) < len(self.targets) or set(self.targets) - set(TARGETS):
+            raise ValueError(f"arch.targets={self.targets}: expected some of {', '.join(TARGETS)}, each once")
 
 
 @dataclass(kw_only=True)

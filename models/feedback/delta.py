@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.feedback.adapter_config import TARGETS
 from models.feedback.apply import FORMS, Form, choose_form
 from models.feedback.config import BaseConfig
 from models.feedback.layers import Changes
 from models.layers import CastedLinear
 
 Pair = tuple[Tensor, Tensor]
-TARGETS = ("q", "k", "v", "o", "fc", "proj")
 
 
 @dataclass(frozen=True)

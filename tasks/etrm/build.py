@@ -19,7 +19,7 @@ from evaluators.adaptation.search import SearchConfig
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.etrm import TRMWithEncoder
 from tasks.etrm.args import ETRMConfig
-from tasks.etrm.decoder import Decoder, find_decoder
+from tasks.etrm.decoder import find_decoder
 from tasks.etrm.family import FAMILY
 from tasks.etrm.task import ETRMTask, SlotPlan
 from tasks.recursive_reasoning.build import evaluation_of, training_plan, usable_folders
@@ -88,14 +88,10 @@ def build(
         plan.evaluation_steps(config.min_eval_interval),
         held_back,
         [*folders, *tests],
-        splits=_describe_splits(held_back.splits, decoder),
+        # a loaded decoder may have seen the tests
+        splits={name: f"{text}; {decoder.provenance}" if decoder else text for name, text in held_back.splits.items()},
         start=None if decoder is None else decoder.load,
     )
-
-
-def _describe_splits(splits: dict[str, str], decoder: Decoder | None) -> dict[str, str]:
-    """Descriptions of the evaluation splits, with the provenance of a loaded decoder: it may have seen the tests."""
-    return {name: text if decoder is None else f"{text}; {decoder.provenance}" for name, text in splits.items()}
 
 
 def _not_trained(train: Sequence[PuzzleSplit], held_back: HeldBack, most: int | None) -> list[np.ndarray] | None:

@@ -287,5 +287,4 @@ def param_groups(model: Any, *, lr: float, weight_decay: float, betas: tuple[flo
             options={"betas": list(betas), "weight_decay": weight_decay if kind == "matrix" else 0.0},
         )
         for kind, members in model.param_groups().items()
-        if members
     ]
