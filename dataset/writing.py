@@ -43,6 +43,13 @@ class SplitArrays:
 
     storage: ClassVar[str] = "arrays"
 
+    @classmethod
+    def of_boards(cls, inputs: np.ndarray, labels: np.ndarray, copies: int) -> SplitArrays:
+        """Boards [N, T], each a puzzle of one example and every `copies` of them a group. All identifiers are 0: the
+        boards are one task."""
+        ends = np.arange(len(inputs) + 1)
+        return cls(inputs, labels, np.zeros(len(inputs), dtype=np.int32), ends, ends[::copies])
+
     def counts(self) -> dict[str, int]:
         """Groups, puzzles and examples."""
         return {

@@ -136,22 +136,14 @@ def _summary(mazes: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
 
 
 def _arrays(mazes: np.ndarray, answers: np.ndarray, aug: bool) -> SplitArrays:
-    """One group per maze, whose puzzles are its forms. All identifiers are 0: mazes are one task."""
+    """One group per maze, whose puzzles are its forms."""
     copies = COPIES if aug else 1
 
     def rows(grids: np.ndarray) -> np.ndarray:
         forms: Sequence[np.ndarray] = [form for grid in grids for form in symmetric_copies(grid)[:copies]]
         return np.stack(forms).reshape(len(forms), -1)
 
-    inputs = rows(mazes)
-    count = len(inputs)
-    return SplitArrays(
-        inputs=inputs,
-        labels=rows(answers),
-        puzzle_identifiers=np.zeros(count, dtype=np.int32),
-        puzzle_indices=np.arange(count + 1),
-        group_indices=np.arange(0, count + 1, copies),
-    )
+    return SplitArrays.of_boards(rows(mazes), rows(answers), copies)
 
 
 def build(plan: MazeBuild) -> dict[str, Any]:

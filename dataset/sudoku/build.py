@@ -328,16 +328,9 @@ def _augmented(plan: SudokuBuild, source: _Source) -> tuple[np.ndarray, np.ndarr
     return out
 
 
-def _split_arrays(questions: np.ndarray, answers: np.ndarray, per_group: int) -> SplitArrays:
-    """Digits as tokens; every group has `per_group` puzzles of one example, all identifiers are 0."""
-    count = len(questions)
-    return SplitArrays(
-        inputs=questions + np.uint8(1),
-        labels=answers + np.uint8(1),
-        puzzle_identifiers=np.zeros(count, dtype=np.int32),
-        puzzle_indices=np.arange(count + 1),
-        group_indices=np.arange(0, count + 1, per_group),
-    )
+def _split_arrays(questions: np.ndarray, answers: np.ndarray, copies: int) -> SplitArrays:
+    """Digits as tokens; a group is a puzzle with its augmented `copies`."""
+    return SplitArrays.of_boards(questions + np.uint8(1), answers + np.uint8(1), copies)
 
 
 def overlap(root: Path, array: str) -> int:
