@@ -81,6 +81,16 @@ def dataset_folders(config: Any) -> list[Path]:
     return [folder_of(name) for name in _names(config)]
 
 
+def separate_vocabularies(config: Any) -> bool:
+    """Whether each data set or stream of a `TrainConfig` has its own vocabulary in the model."""
+    return config.training_mode == "multicontext" or config.multidataset_wte
+
+
+def model_sizes(config: Any, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of a model's vocabularies, from those of its data sets: one for each, or one shared by all."""
+    return tuple(sizes) if separate_vocabularies(config) else (max(sizes),)
+
+
 def _names(config: Any) -> list[str]:
     """Aligned streams as listed; the data sets of a mixture without repeats."""
     if config.training_mode == "multicontext":
@@ -138,11 +148,9 @@ def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
         contexts=contexts,
         align=config.multicontext_align,
     )
-    separate = contexts or config.multidataset_wte
-    sizes = [stream.meta.vocab_size for stream in train]
     return OpenedText(
         folders=[stream.root for stream in train],
-        vocab_sizes=tuple(sizes) if separate else (max(sizes),),
+        vocab_sizes=model_sizes(config, [stream.meta.vocab_size for stream in train]),
         batches=batches,
         held_out=_held_out(config, order, titles, block_size, contexts),
         weights=mixture.probabilities(config.max_iters // 2).tolist() if mixture else [1.0],

@@ -81,12 +81,6 @@ def read_vocabularies(run_dir: Path) -> list[Vocabulary] | None:
     return vocabularies
 
 
-def model_sizes(config: Any, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]:
-    """The sizes of a model's vocabularies: one shared by all data sets, or one for each."""
-    sizes = tuple(each.size for each in vocabularies)
-    return sizes if config.training_mode == "multicontext" or config.multidataset_wte else (max(sizes),)
-
-
 def require_same_vocabulary(run_dir: Path, folders: Sequence[Path], *, separate: bool, key: str) -> None:
     """Check that data sets have a vocabulary that the weights of a run were trained with.
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.text.loading import dataset_folders
+from dataset.text.loading import dataset_folders, model_sizes
 from dataset.text.named import ensure_text
-from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
+from dataset.text.vocabulary import Vocabulary, read_vocabularies, vocabularies_of
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.environment import data_change
@@ -54,7 +54,8 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
         config = read_config(stored, FAMILY.schema, device=device)
         vocabularies = vocabularies_for(stored, config)
         runtime = make_runtime(config)
-        model, _ = FAMILY.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
+        sizes = model_sizes(config, [each.size for each in vocabularies])
+        model, _ = FAMILY.create_model(config, LMShape(sizes), runtime)
         tensors, chosen = stored_weights(stored, weights)
         load_weights(model, tensors)
         model.eval()

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dataset.text.loading import separate_vocabularies
 from dataset.text.meta import read_meta
 from dataset.text.vocabulary import require_same_vocabulary
 from engine.checkpoint.manifest import load_checkpoint
@@ -117,7 +118,7 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     store = CheckpointStore(folder, "train")
     source = store.best() or store.latest() or folder
     checkpoint = load_checkpoint(source, resuming=False)
-    separate = config.training_mode == "multicontext" or config.multidataset_wte
+    separate = separate_vocabularies(config)
     require_same_vocabulary(source.resolve().parent.parent, folders, separate=separate, key=f"prev_run_ckpt={source}")
     if mismatch := shape_mismatch(checkpoint.model, model.state_dict()):
         raise UsageError(

@@ -79,14 +79,13 @@ def others(batch: Any) -> tuple[Any, Any]:
 
 def full_shape(config: Any) -> Any:
     """The model's vocabulary sizes, from the data if it is here, else DEFAULT_VOCAB."""
-    from dataset.text.loading import dataset_folders
+    from dataset.text.loading import dataset_folders, model_sizes
     from dataset.text.meta import read_meta
     from models.language_models.gpt import LMShape
 
     folders = dataset_folders(config)
     sizes = [read_meta(folder).vocab_size if folder.is_dir() else DEFAULT_VOCAB for folder in folders]
-    own = config.training_mode == "multicontext" or config.multidataset_wte
-    return LMShape(tuple(sizes) if own else (max(sizes),))
+    return LMShape(model_sizes(config, sizes))
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
