@@ -45,7 +45,7 @@ class _Pool:
     """Guesses that led to the branch, int64 [M]."""
 
     def take(self, which: np.ndarray | slice) -> _Pool:
-        """The branches at these indices."""
+        """The branches of a mask or a slice."""
         return _Pool(self.boards[:, which], self.owners[which], self.depths[which])
 
     def __add__(self, other: _Pool) -> _Pool:
@@ -169,16 +169,16 @@ def _round(pool: _Pool, geo: Geometry, *, as_solve: bool) -> tuple[_Pool, _Pool,
     pool, older = pool.take(slice(-WIDTH, None)), pool.take(slice(None, -WIDTH))
     changed, bad = _naked(pool.boards, geo)
     if as_solve:
-        unsettled, pool = pool.take(np.flatnonzero(changed & ~bad)), pool.take(np.flatnonzero(~changed & ~bad))
+        unsettled, pool = pool.take(changed & ~bad), pool.take(~changed & ~bad)
         older = older + unsettled
         changed, bad = _hidden(pool.boards, by_kind, geo)
     else:
         placed, missing = _hidden(pool.boards, (everything,), geo)
         changed, bad = changed | placed, bad | missing
-    unsettled, pool = pool.take(np.flatnonzero(changed & ~bad)), pool.take(np.flatnonzero(~changed & ~bad))
+    unsettled, pool = pool.take(changed & ~bad), pool.take(~changed & ~bad)
     solved = ~_any_of(pool.boards & (pool.boards - ONE))
-    children = _branches(pool.take(np.flatnonzero(~solved)))
-    return older + unsettled + children, children, pool.take(np.flatnonzero(solved))
+    children = _branches(pool.take(~solved))
+    return older + unsettled + children, children, pool.take(solved)
 
 
 def rate(questions: np.ndarray, geo: Geometry) -> Rated:
@@ -214,7 +214,7 @@ def dig(answers: np.ndarray, order: np.ndarray, geo: Geometry) -> np.ndarray:
         needed, searching = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
         needed[solved.owners] = True
         if solved.owners.size:
-            pool = pool.take(np.flatnonzero(~needed[pool.owners]))
+            pool = pool.take(~needed[pool.owners])
         searching[pool.owners] = True
         ended = np.flatnonzero(~searching & (at < geo.cells))
         free = ended[~needed[ended]]
