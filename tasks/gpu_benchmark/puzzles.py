@@ -12,7 +12,7 @@ from tasks.gpu_benchmark.case import PLAIN, Bench, Case
 from tasks.gpu_benchmark.timing import Work
 from tasks.recursive_reasoning.step_benchmark.literal import Literal
 from tasks.recursive_reasoning.step_benchmark.literal_training import Training
-from tasks.recursive_reasoning.step_benchmark.measure import random_puzzles, write_puzzles
+from tasks.recursive_reasoning.step_benchmark.measure import random_puzzles, write_random_puzzles
 
 
 class PuzzleCase(Case):
@@ -25,7 +25,7 @@ class PuzzleCase(Case):
         """Write puzzles of random tokens, each with its own identifier."""
         counts = {"train": 4 * self.rows, "test": self.rows}
         splits = {name: random_puzzles(n, 1, 1, self.tokens, self.vocab_size) for name, n in counts.items()}
-        write_puzzles(folder / "puzzles", splits, self.vocab_size)
+        write_random_puzzles(folder / "puzzles", splits, self.vocab_size)
 
     def overrides(self, folder: Path) -> tuple[str, ...]:
         """The data, the batch size, and 16,000 steps."""

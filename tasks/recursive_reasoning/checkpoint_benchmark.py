@@ -31,7 +31,7 @@ from engine.signals import StopSignal
 from models.sparse_embedding import SparseEmbedding
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.build import build
-from tasks.recursive_reasoning.step_benchmark.measure import VOCAB, write_puzzles
+from tasks.recursive_reasoning.step_benchmark.measure import VOCAB, write_random_puzzles
 
 ROWS, LENGTH, QUIET = 8, 16, 4
 """Batch rows, tokens of a puzzle, vocabulary size, steps without a save between two saves."""
@@ -144,7 +144,7 @@ def spread(values: Sequence[float]) -> list[float] | None:
 
 def _session(identifiers: int, width: int, rounds: int, folder: Path) -> tuple[Timed, Any]:
     data = folder / "puzzles"
-    write_puzzles(data, dict.fromkeys(("train", "test"), _puzzles(identifiers)))
+    write_random_puzzles(data, dict.fromkeys(("train", "test"), _puzzles(identifiers)))
     arch = {
         "name": "recursive_reasoning.trm@TRM",
         "loss": {"name": "losses@ACTLossHead"},

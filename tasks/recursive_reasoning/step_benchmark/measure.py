@@ -154,7 +154,7 @@ class Pair:
     def __init__(self, case: Case, folder: Path) -> None:
         rows = case.rows
         splits = {"train": random_puzzles(4 * rows, 1, 1, case.tokens), "test": random_puzzles(rows, 1, 1, case.tokens)}
-        write_puzzles(folder / "puzzles", splits)
+        write_random_puzzles(folder / "puzzles", splits)
         arch = {"halt_max_steps": EPISODE, "loss": {"name": "losses@ACTLossHead"}, **case.arch}
         settings: dict[str, Any] = {
             "script": "pretrain.py",
@@ -215,7 +215,7 @@ class Pair:
 def sampling(case: SamplerCase, folder: Path, pairs: int) -> Row:
     """Time all batches of one iteration, planning included; milliseconds per batch."""
     puzzles = random_puzzles(case.groups, case.puzzles, case.examples, case.tokens)
-    write_puzzles(folder, dict.fromkeys(("train", "test"), puzzles))
+    write_random_puzzles(folder, dict.fromkeys(("train", "test"), puzzles))
     split = load_split(folder, "train")
 
     def sampler() -> TrainSampler:
@@ -254,8 +254,8 @@ def random_puzzles(groups: int, puzzles: int, examples: int, tokens: int, vocab_
     )
 
 
-def write_puzzles(folder: Path, splits: Mapping[str, SplitArrays], vocab_size: int = VOCAB) -> None:
-    """Write splits of random puzzles as a data set."""
+def write_random_puzzles(folder: Path, splits: Mapping[str, SplitArrays], vocab_size: int = VOCAB) -> None:
+    """Write splits as a data set."""
     last = max(int(split.puzzle_identifiers.max()) for split in splits.values())
     write_dataset(
         folder,
