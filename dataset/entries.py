@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -47,8 +46,8 @@ class Built(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltBoards(ABC):
-    """Generated boards of one kind; a group is a board with its augmented copies. Fields as in the builder."""
+class BuiltBoards:
+    """Common to generated boards: a group is a board with its augmented copies. Fields as in the builder."""
 
     size: int
     num_train: int
@@ -72,14 +71,6 @@ class BuiltBoards(ABC):
     def card(self) -> dict[str, Any]:
         groups = {"counts.train.groups": self.num_train, "counts.test.groups": self.num_test}
         return {"board": f"{self.size}x{self.size}", **groups}
-
-    @abstractmethod
-    def command(self) -> str:
-        """The builder with its flags, without the folder."""
-
-    @abstractmethod
-    def build(self, root: Path) -> None:
-        """Build it. Raises: UsageError."""
 
 
 @dataclass(frozen=True, kw_only=True)
