@@ -130,7 +130,7 @@ def _fit(plan: TrainingPlan, config: Any, runtime: Any, args: argparse.Namespace
             names = ("train/loss", "train/accuracy", "train/exact_accuracy")
             console.write(step, {name: values[name] for name in names if values.get(name) is not None})
 
-        Trainer(plan, config, runtime, save=_nothing, write=write, stop=StopSignal()).fit()
+        Trainer(plan, config, runtime, save=lambda *_: None, write=write, stop=StopSignal()).fit()
     task.model.halt_max_steps = args.act_steps or task.model.halt_max_steps
     task.evaluate(final=True)
     record: dict[str, Any] = evaluator.record
@@ -144,10 +144,6 @@ def mean_row(table: Tensor) -> Tensor:
         trained = rows[(rows != 0).any(dim=1)]
         total, count = total + trained.double().sum(dim=0), count + len(trained)
     return (total / max(count, 1)).to(torch.float32)[None]
-
-
-def _nothing(*_: Any) -> None:
-    return None
 
 
 # --- whether the run was trained on the task --------------------------------------------------------------------------

@@ -155,14 +155,11 @@ def _write_run(
     atomic_write_json(folder / "identity.json", identity_file(request_of(config, entry)))
     directory.write_config(text, resolved, [f"arch={name}"])
     directory.write_environment({**describe_environment(), "batch_rows": config.global_batch_size})
-    model = {
-        name: tensor if tensor.dtype == torch.float32 else tensor.float() for name, tensor in source.tensors.items()
-    }
-    trained = {name: tensor for name, tensor in model.items() if not name.endswith((LATENT_INIT, "puzzle_emb.weights"))}
+    model = {name: tensor.float() for name, tensor in source.tensors.items()}
     CheckpointStore(folder, entry).save(
         step,
         model=model,
-        ema=trained if config.ema else None,  # the public code saves only the averaged weights
+        ema=_trained(model) if config.ema else None,  # the public code saves only the averaged weights
         state=_fresh_state(config, step, shape),
         config=resolved,
         metric=None,
@@ -180,6 +177,11 @@ def _origin(source: PublicCheckpoint) -> dict[str, Any]:
         "config": source.config,
         "tensors": {name: [key, kinds[name]] for name, key in source.keys.items()},
     }
+
+
+def _trained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of the network: no initial latents, and not the puzzle table."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith((LATENT_INIT, "puzzle_emb.weights"))}
 
 
 class _Untrained:
@@ -212,23 +214,15 @@ def _fresh_state(config: PretrainConfig, step: int, shape: PuzzleShape) -> dict[
     )
     model, _ = create_model(FAMILY.read_arch(config), small, runtime)
     plan = TrainingPlan(task=_Untrained(model, config), total_steps=max(step, 1), schedule=lambda step: 1.0)  # type: ignore[arg-type]
-    trainer = Trainer(plan, config, runtime, save=_nothing, write=_nothing, stop=StopSignal())
+    trainer = Trainer(plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal())
     trainer.step = step
     return trainer.state_dict()
-
-
-def _nothing(*_: Any) -> None:
-    return None
 
 
 def _print_import(
     folder: Path, source: PublicCheckpoint, sizes: Sizes, config: Mapping[str, Any], left: list[str], data: Data | None
 ) -> None:
-    parameters = sum(
-        tensor.numel()
-        for name, tensor in source.tensors.items()
-        if not name.endswith((LATENT_INIT, "puzzle_emb.weights"))
-    )
+    parameters = sum(tensor.numel() for tensor in _trained(source.tensors).values())
     print_rank0(
         f"model       {config['arch']['name']}, {parameters:,} parameters, {sizes.num_puzzle_identifiers:,} puzzles"
     )

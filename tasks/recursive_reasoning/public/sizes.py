@@ -40,20 +40,20 @@ def read_sizes(shapes: Shapes) -> Sizes:
     depth = {level: len({m[2] for m in map(_BLOCK.match, shapes) if m and m[1] == level}) for level in "HL"}
     level = "L" if depth["L"] else "H"
     block = f"inner.{level}_level.layers.0"
-    vocab_size, width = _shape(shapes, "inner.embed_tokens.embedding_weight", 2)
-    inner = _shape(shapes, f"{block}.mlp.down_proj.weight", 2)[1]
+    vocab_size, width = _shape(shapes, "inner.embed_tokens.embedding_weight")
+    inner = _shape(shapes, f"{block}.mlp.down_proj.weight")[1]
     mlp_t = f"{block}.mlp_t.down_proj.weight" in shapes
     learned = "inner.embed_pos.embedding_weight" in shapes
     identifiers, ndim = 1, 0
     if "inner.puzzle_emb.weights" in shapes:
-        identifiers, ndim = _shape(shapes, "inner.puzzle_emb.weights", 2)
+        identifiers, ndim = _shape(shapes, "inner.puzzle_emb.weights")
     positions = mixed = None
     if mlp_t:
-        positions = _shape(shapes, f"{block}.mlp_t.down_proj.weight", 2)[0]
+        positions = _shape(shapes, f"{block}.mlp_t.down_proj.weight")[0]
     elif learned:
-        positions = _shape(shapes, "inner.embed_pos.embedding_weight", 2)[0]
+        positions = _shape(shapes, "inner.embed_pos.embedding_weight")[0]
     if not mlp_t:
-        mixed = _shape(shapes, f"{block}.self_attn.o_proj.weight", 2)[1]
+        mixed = _shape(shapes, f"{block}.self_attn.o_proj.weight")[1]
     arch: dict[str, Any] = {"hidden_size": width, "mlp_t": mlp_t, "puzzle_emb_ndim": ndim}
     arch |= {f"{name}_layers": count for name, count in depth.items() if count}
     if learned:
@@ -69,12 +69,13 @@ def _kind(shapes: Shapes, depth: Mapping[str, int]) -> str:
     return "trm" if "inner.H_init" in shapes else "trm_singlez"
 
 
-def _shape(shapes: Shapes, name: str, dims: int) -> Sequence[int]:
+def _shape(shapes: Shapes, name: str) -> Sequence[int]:
+    """The shape of a matrix."""
     if name not in shapes:
         near = ", ".join(list(shapes)[:3])
         raise UsageError(f"this is not a TRM or HRM: its state dict has no {name}, but {near}, ...")
-    if len(shapes[name]) != dims:
-        raise UsageError(f"this is not a TRM or HRM: {name} has shape {list(shapes[name])}, expected {dims} dimensions")
+    if len(shapes[name]) != 2:
+        raise UsageError(f"this is not a TRM or HRM: {name} has shape {list(shapes[name])}, expected 2 dimensions")
     return shapes[name]
 
 
@@ -89,8 +90,5 @@ def shape_report(actual: Shapes, expected: Shapes) -> tuple[list[str], int]:
         verdict = "" if fits else "unknown" if ours is None else "missing" if theirs is None else "differs"
         misfits += not fits
         rows.append((name, *("-" if shape is None else str(list(shape)) for shape in (theirs, ours)), verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
-    ]
-    return lines, misfits
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows], misfits
