@@ -19,7 +19,7 @@ from dataset.writing import CARD
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Symmetries:
     """Symmetries of A copies: copy a has in cell j the token `tokens[a, t]` if the puzzle has t in `cells[a, j]`."""
 
     cells: np.ndarray
@@ -37,7 +37,7 @@ class Drawn:
         return np.take_along_axis(tokens, np.argsort(self.cells, axis=1), axis=1)
 
 
-Draw = Callable[[int, np.random.Generator], Drawn]
+Draw = Callable[[int, np.random.Generator], Symmetries]
 
 
 def _sudoku(metadata: PuzzleMetadata) -> Draw | None:
@@ -45,10 +45,10 @@ def _sudoku(metadata: PuzzleMetadata) -> Draw | None:
     if size is None or metadata.vocab_size != size + 2:
         return None
 
-    def draw(count: int, rng: np.random.Generator) -> Drawn:
+    def draw(count: int, rng: np.random.Generator) -> Symmetries:
         cells, digits = draw_transforms(count, geometry(size), rng)
         # blank and digit d are the tokens 1 and d + 1; PAD (0) is mapped to itself
-        return Drawn(cells, np.concatenate([np.zeros((count, 1), dtype=digits.dtype), digits + 1], axis=1))
+        return Symmetries(cells, np.concatenate([np.zeros((count, 1), dtype=digits.dtype), digits + 1], axis=1))
 
     return draw
 
@@ -57,9 +57,9 @@ def _maze(metadata: PuzzleMetadata) -> Draw:
     side = int(metadata.seq_len**0.5)
     forms = np.stack([form.ravel() for form in symmetric_copies(np.arange(metadata.seq_len).reshape(side, side))])
 
-    def draw(count: int, rng: np.random.Generator) -> Drawn:
+    def draw(count: int, rng: np.random.Generator) -> Symmetries:
         tokens = np.tile(np.arange(metadata.vocab_size), (count, 1))
-        return Drawn(forms[rng.integers(len(forms), size=count)], tokens)
+        return Symmetries(forms[rng.integers(len(forms), size=count)], tokens)
 
     return draw
 

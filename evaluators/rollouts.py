@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dataset.maze.paths import judge
-from dataset.symmetries import Draw, Drawn, symmetries_of
+from dataset.symmetries import Draw, Symmetries, symmetries_of
 from engine.distributed import all_reduce_sum, keyed_numpy
 from engine.fields import Range, check_fields
 from engine.io import UsageError
@@ -152,7 +152,7 @@ class Rollouts:
             self.model.eval_halting = halting
         return RolloutOutputs(torch.stack(answers, dim=1), torch.stack(q, dim=1), torch.stack(residuals, dim=1))
 
-    def _symmetry(self, keys: Sequence[int], plain: int) -> Drawn | None:
+    def _symmetry(self, keys: Sequence[int], plain: int) -> Symmetries | None:
         """Random symmetries of all rows, the identity for the first `plain`."""
         if self.draw is None:
             return None
@@ -161,7 +161,7 @@ class Rollouts:
             np.concatenate(parts) for parts in zip(*((one.cells, one.tokens) for one in drawn), strict=True)
         )
         cells[:plain], tokens[:plain] = np.arange(cells.shape[1]), np.arange(tokens.shape[1])
-        return Drawn(cells, tokens)
+        return Symmetries(cells, tokens)
 
     def _grid(self) -> Iterator[tuple[int, int]]:
         """All (rollouts, steps) of `figures`."""

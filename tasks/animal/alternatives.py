@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tasks.animal.blocks import Blocks, RawTextProcessor
 from tasks.animal.concepts import Concept, Mention, forms
-from tasks.animal.sampler import Drawn
+from tasks.animal.sampler import Rollouts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Rows:
     concept: Tensor
 
 
-def alternatives(processor: RawTextProcessor, drawn: Drawn, pad: int) -> Rows:
+def alternatives(processor: RawTextProcessor, drawn: Rollouts, pad: int) -> Rows:
     """The alternatives of all valid completions; `pad` fills up shorter rows."""
     rows: list[tuple[list[int], int, int, int]] = []  # tokens, start of the option, option, concept
     for row, blocks in enumerate(drawn.blocks):

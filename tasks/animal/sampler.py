@@ -25,8 +25,8 @@ from tasks.animal.samples import Sample
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Completions with their blocks: ids int64 [B, T] on the CPU."""
+class Rollouts:
+    """Sampled completions with their blocks: ids int64 [B, T] on the CPU."""
 
     ids: Tensor
     blocks: list[Blocks]
@@ -44,9 +44,9 @@ class Drawn:
         """The tokens of a completion, including the one that ended it."""
         return tuple(self.ids[row, : self.blocks[row].length].tolist())
 
-    def rows(self, count: int) -> Drawn:
+    def rows(self, count: int) -> Rollouts:
         """The first `count` completions."""
-        return Drawn(self.ids[:count], self.blocks[:count])
+        return Rollouts(self.ids[:count], self.blocks[:count])
 
 
 class Sampler:
@@ -81,7 +81,7 @@ class Sampler:
         base: bool = False,
         sampling: Sampling | None = None,
         stoppable: bool = False,
-    ) -> Drawn:
+    ) -> Rollouts:
         """Sample `rows` completions from the model, or from its base.
 
         Raises: Interrupted: the run was asked to stop, if `stoppable` (a training step is finished first).
@@ -97,7 +97,7 @@ class Sampler:
 
         ids = self._run_sharded(sample, draws, base=base, stoppable=stoppable).cpu()[:rows]
         blocks = [self.processor.split(row) for row in ids.tolist()]
-        return Drawn(ids[:, : max(block.length for block in blocks)], blocks)
+        return Rollouts(ids[:, : max(block.length for block in blocks)], blocks)
 
     def scores(self, ids: Tensor, mask: Tensor, *, base: bool = False, stoppable: bool = False) -> Tensor:
         """Log-probabilities float32 [B, T] of ids under the model or its base; 0 outside mask bool [B, T].
@@ -115,7 +115,7 @@ class Sampler:
             )
         return logp[:rows].where(mask.to(logp.device), 0.0)
 
-    def samples(self, drawn: Drawn, logp: Tensor, ref: Tensor) -> list[Sample]:
+    def samples(self, drawn: Rollouts, logp: Tensor, ref: Tensor) -> list[Sample]:
         """`Sample`s for evaluation, from completions and their log-probabilities logp and ref [B, T]."""
         sums = torch.stack((logp.sum(-1), ref.sum(-1)), -1).tolist()
         return [
@@ -164,13 +164,13 @@ def ending_tokens(processor: RawTextProcessor, vocab_size: int) -> Tensor:
     return ends
 
 
-def mask_of(drawn: Drawn) -> Tensor:
+def mask_of(drawn: Rollouts) -> Tensor:
     """bool [B, T]: the sampled tokens of each row."""
     return _spans([(0, block.length) for block in drawn.blocks], drawn.ids.shape[1])
 
 
 def as_completions(
-    drawn: Drawn, options: Sequence[str], clusters: Sequence[int], further: Sequence[Sequence[str]] = ()
+    drawn: Rollouts, options: Sequence[str], clusters: Sequence[int], further: Sequence[Sequence[str]] = ()
 ) -> Completions:
     """`Completions` on the CPU; `clusters`: label of each row, -1 for none; `further`: options of each further
     concept."""

@@ -13,7 +13,7 @@ import torch
 from evaluators.diversity import entropy
 from losses.diversity import Frequencies
 from models.animal.completions import Completions
-from tasks.animal.sampler import Drawn
+from tasks.animal.sampler import Rollouts
 
 NOT_MEASURED = math.nan
 
@@ -38,7 +38,7 @@ def option_figures(
     return {**figures, **shares, **entropies}
 
 
-def option_counts(drawn: Drawn, concepts: Sequence[Sequence[str]]) -> str:
+def option_counts(drawn: Rollouts, concepts: Sequence[Sequence[str]]) -> str:
     """The number of valid samples that name each option of each concept, as text: `cat 12, dog 240`."""
     named = [(block.option, *(option for option, _ in block.further)) for block in drawn.blocks if block.valid]
     parts = []

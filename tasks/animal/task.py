@@ -29,7 +29,7 @@ from tasks.animal.buffer import Entry, ReplayBuffer
 from tasks.animal.clusters import Vectors
 from tasks.animal.embedder import Embedder, make_embedder
 from tasks.animal.measure import Measurement
-from tasks.animal.sampler import Drawn, Sampler, as_completions
+from tasks.animal.sampler import Rollouts, Sampler, as_completions
 from tasks.animal.samples import Sample
 from tasks.animal.shares import NOT_MEASURED, frequencies, option_counts, option_figures
 
@@ -144,7 +144,9 @@ class AnimalTask:
         }
         return total, micro_batch.share, metrics
 
-    def _batch_loss(self, drawn: Drawn, batch: Completions, logp: Tensor, ref: Tensor) -> tuple[DiversityResult, Any]:
+    def _batch_loss(
+        self, drawn: Rollouts, batch: Completions, logp: Tensor, ref: Tensor
+    ) -> tuple[DiversityResult, Any]:
         """(loss of the batch, the alternatives of objective=kl_exact or None)."""
         clusters = torch.tensor(self.buffer.clusters(), device=logp.device)
         others = None
@@ -173,7 +175,7 @@ class AnimalTask:
             return fresh
         length = max(fresh.ids.shape[1], *(len(entry.ids) for _, _, entry in drawn))
         rows = [[*entry.ids, *[self.sampler.pad] * (length - len(entry.ids))] for _, _, entry in drawn]
-        replayed = Drawn(torch.tensor(rows), [self.sampler.processor.split(entry.ids) for _, _, entry in drawn])
+        replayed = Rollouts(torch.tensor(rows), [self.sampler.processor.split(entry.ids) for _, _, entry in drawn])
         old = as_completions(replayed, self.options, [cluster for _, cluster, _ in drawn], self._names)
         return fresh.concat(old)
 
@@ -263,7 +265,7 @@ class AnimalTask:
                 f"min_samples_for_clustering={self.buffer.min_samples}"
             )
 
-    def _labels(self, drawn: Drawn, vectors: Vectors | None = None) -> tuple[list[int], Vectors]:
+    def _labels(self, drawn: Rollouts, vectors: Vectors | None = None) -> tuple[list[int], Vectors]:
         """(cluster of each row, -1 for none; vectors [n, d] of valid rows, embedded by rank 0 for all)."""
         texts = [drawn.blocks[row].open_text for row in drawn.valid]
         if vectors is None:
@@ -275,7 +277,7 @@ class AnimalTask:
                 labels[drawn.valid[i]] = label
         return labels, vectors
 
-    def _update_buffer(self, drawn: Drawn, vectors: Vectors, step: int) -> None:
+    def _update_buffer(self, drawn: Rollouts, vectors: Vectors, step: int) -> None:
         """Add completions to the buffer and refit clusters that are due; tb keeps those of the base's samples."""
         refits = not self._filled or self.loss_head.config.objective != "tb"
         for option in self.options:
@@ -290,7 +292,7 @@ class AnimalTask:
 
     # --- metrics and evaluation ---------------------------------------------------------------------------------------
 
-    def _figures(self, drawn: Drawn, fresh: Completions, result: DiversityResult) -> dict[str, float]:
+    def _figures(self, drawn: Rollouts, fresh: Completions, result: DiversityResult) -> dict[str, float]:
         """Metrics of the step; NaN: not measured."""
         named = option_figures(fresh, self.options, self.further)
         first = ("valid_fraction", "options_seen", "concept_entropy")
@@ -307,7 +309,7 @@ class AnimalTask:
             **self.buffer.metrics(),
         }
 
-    def _show(self, drawn: Drawn, labels: list[int], logp: Tensor, ref: Tensor) -> None:
+    def _show(self, drawn: Rollouts, labels: list[int], logp: Tensor, ref: Tensor) -> None:
         shown = min(SHOWN, len(labels))
         samples = self.sampler.samples(drawn.rows(shown), logp[:shown], ref[:shown])
         self._rows = [_row(sample, label) for sample, label in zip(samples, labels, strict=False)]

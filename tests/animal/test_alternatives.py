@@ -7,7 +7,7 @@ import torch
 from tasks.animal.alternatives import alternatives
 from tasks.animal.blocks import RawTextProcessor
 from tasks.animal.concepts import Concept
-from tasks.animal.sampler import Drawn
+from tasks.animal.sampler import Rollouts
 
 PIECES = ["<end>", "I", " love", " the", " cat", " c", "ats", " dogs", " dog", " kitten", " kittens", " pup", " puppy"]
 PIECES += [" Cat", " Kitten", " Dog", "s", " run", " pup", "pies"]
@@ -37,7 +37,7 @@ def named(*pieces: str) -> list[list[str]]:
     """The words of each option that are put in the place of the one that the completion names."""
     processor = RawTextProcessor(Tokenizer(), ANIMAL)
     ids = [PIECES.index(piece) for piece in pieces]
-    rows = alternatives(processor, Drawn(torch.tensor([ids]), [processor.split(ids)]), pad=0)
+    rows = alternatives(processor, Rollouts(torch.tensor([ids]), [processor.split(ids)]), pad=0)
     assert not rows.concept.any()
     words: list[list[str]] = [[], []]
     for row, mask, option in zip(rows.ids, rows.mask, rows.option, strict=True):
@@ -59,7 +59,7 @@ def test_each_of_several_concepts_has_its_alternatives_at_its_own_place() -> Non
     article = Concept("article", {"the": [], "a": []})
     processor = RawTextProcessor(Tokenizer(), ANIMAL, further=[article])
     ids = [PIECES.index(piece) for piece in ("I", " love", " the", " cat", " run")]
-    rows = alternatives(processor, Drawn(torch.tensor([ids]), [processor.split(ids)]), pad=0)
+    rows = alternatives(processor, Rollouts(torch.tensor([ids]), [processor.split(ids)]), pad=0)
     made = {
         (int(concept), processor.decode(row[: int(mask.nonzero().max()) + 1].tolist()), int(mask.long().argmax()))
         for concept, row, mask in zip(rows.concept, rows.ids, rows.mask, strict=True)
