@@ -24,8 +24,8 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import OneLineParser, positive
+from engine.cli.explain import one_line
 from engine.cli.files import locate
-from engine.cli.main import one_line
 from engine.cli.recipes import check_recipe, config_name_of, no_config, read_recipe, search_folders
 from engine.cli.resolve import ANSWERS, resolve
 from engine.errors import UsageError

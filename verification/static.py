@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.cli.main import one_line
+from engine.cli.explain import one_line
 from engine.cli.resolve import Trace, hydra_flags, resolve
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path

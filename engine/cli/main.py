@@ -9,7 +9,6 @@ import argparse
 import inspect
 import os
 import re
-import shlex
 import shutil
 import sys
 import traceback
@@ -20,25 +19,19 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig
 
 from engine.cli import recipes
 from engine.cli.console import as_typed, finish, forget, open_streams, remember
-from engine.cli.files import locate
+from engine.cli.explain import one_line
 from engine.cli.help import help_text
-from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import check_presets, check_recipe, config_name_of, find_groups, no_config, search_folders
-from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
+from engine.cli.resolve import PRESET, is_sweep, read_command
 from engine.cli.translate import spelled
-from engine.config import cause_of
 from engine.distributed import is_main, rank, report_to_launcher, should_report, under_torchrun
-from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.fields import flatten
-from engine.io import did_you_mean, user_path
+from engine.errors import Interrupted, UsageError, disk_fault
+from engine.io import user_path
 from engine.registry import Family
 from engine.run.environment import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
 from engine.schema import NO_TEXT
@@ -74,23 +67,12 @@ def main(
 def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: Sweep | None = None) -> int:
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     schema, entry = family.schema, family.entry
-    full_error = os.environ.get(FULL_ERROR) == "1"
     hydra_args, argv = inspect.getclosurevars(launch).nonlocals, spelled(sys.argv[1:])
-    if path := recipes.flag_value(argv, "--config-path", "-cp"):
-        config_dir = config_dir.parent / user_path(path)  # relative to the script; Hydra would take this file
-        forms = (path, f"--config-path={path}", f"-cp={path}")
-        argv = [f"{word.removesuffix(path)}{config_dir}" if word in forms else word for word in argv]
+    config_dir, argv = _config_path(config_dir, argv)
     name = config_name_of(argv) or str(hydra_args.get("config_name") or "")
     folders = search_folders(argv, config_dir)
     try:
-        if unreadable := [word for word in argv if NO_TEXT.search(word)]:
-            raise UsageError(
-                f"{unreadable[0]!r} is not valid UTF-8: check the terminal's encoding, or quote it differently"
-            )
-        if missing := [one for one in folders[1:] if not one.is_dir()]:
-            raise UsageError(f"--config-dir: there is no folder {missing[0]}")
-        if config_name_of(argv) == "" or name.startswith("."):  # Hydra would put ./NAME into a package without a name
-            raise UsageError(no_config(name if config_name_of(argv) else "''", folders))
+        _check_search(argv, name, folders)
         based = check_recipe(folders, name, entry)
         groups = find_groups(folders, name)
         if {"-h", "--help"} & set(argv):
@@ -104,14 +86,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         remember(typed)
         multirun = is_sweep(flags)
         check_presets(words, schema, groups, folders, Path(entry).stem)
-        if multirun and under_torchrun():
-            raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
-        if not multirun and not is_sweep_job() and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
-            raise UsageError(PRESET)
-        if multirun and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
-            raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
-        if multirun and sweep is None:
-            raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() does not handle sweeps")
+        _check_sweep(words, entry, multirun=multirun, can_sweep=sweep is not None)
         if not is_main() or not based:
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(flags) and not any("hydra.job.name=" in word for word in words):
@@ -126,19 +101,58 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         error = caught.error if isinstance(caught, _TaskStopped) else caught
         error = disk_fault(error) or error
         line = one_line(error, schema, folders, composing=not isinstance(caught, _TaskStopped))
-        line = None if line is None else as_typed(line)
-        code = exit_code(error, line)
-        if full_error or line is None:
-            traceback.print_exception(error)
-        # Errors of Hydra and OmegaConf occur on every rank, as our UsageErrors do.
-        if line is not None and should_report(UsageError(line) if code == UsageError.exit_code else error, code):
-            kind = "interrupted" if code == Interrupted.exit_code else "error"
-            sys.stderr.write(f"{kind}{'' if is_main() else f' [rank {rank()}]'}: {line}\n")
-        report_to_launcher(error, line)
-        return code
+        return _report(error, None if line is None else as_typed(line))
     finally:
         if not is_sweep_job():
             forget()
+
+
+def _config_path(config_dir: Path, argv: list[str]) -> tuple[Path, list[str]]:
+    """The folder of --config-path, relative to the script, and the words with its full path; Hydra would take it
+    relative to this file."""
+    path = recipes.flag_value(argv, "--config-path", "-cp")
+    if not path:
+        return config_dir, argv
+    folder = config_dir.parent / user_path(path)
+    forms = (path, f"--config-path={path}", f"-cp={path}")
+    return folder, [f"{word.removesuffix(path)}{folder}" if word in forms else word for word in argv]
+
+
+def _check_search(argv: list[str], name: str, folders: Sequence[Path]) -> None:
+    """Raises: UsageError for words that are no text, a --config-dir that is not there, a config's name that is none."""
+    if unreadable := [word for word in argv if NO_TEXT.search(word)]:
+        raise UsageError(
+            f"{unreadable[0]!r} is not valid UTF-8: check the terminal's encoding, or quote it differently"
+        )
+    if missing := [one for one in folders[1:] if not one.is_dir()]:
+        raise UsageError(f"--config-dir: there is no folder {missing[0]}")
+    if config_name_of(argv) == "" or name.startswith("."):  # Hydra would put ./NAME into a package without a name
+        raise UsageError(no_config(name if config_name_of(argv) else "''", folders))
+
+
+def _check_sweep(words: list[str], entry: str, *, multirun: bool, can_sweep: bool) -> None:
+    """Raises: UsageError for a sweep that cannot run here, or a preset of sweeps without -m."""
+    if multirun and under_torchrun():
+        raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
+    if not multirun and not is_sweep_job() and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
+        raise UsageError(PRESET)
+    if multirun and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
+        raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
+    if multirun and not can_sweep:
+        raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() does not handle sweeps")
+
+
+def _report(error: BaseException, line: str | None) -> int:
+    """Print `error` as `line`, or with its traceback if there is none or HYDRA_FULL_ERROR=1; return the exit code."""
+    code = exit_code(error, line)
+    if line is None or os.environ.get(FULL_ERROR) == "1":
+        traceback.print_exception(error)
+    # Errors of Hydra and OmegaConf occur on every rank, as our UsageErrors do.
+    if line is not None and should_report(UsageError(line) if code == UsageError.exit_code else error, code):
+        kind = "interrupted" if code == Interrupted.exit_code else "error"
+        sys.stderr.write(f"{kind}{'' if is_main() else f' [rank {rank()}]'}: {line}\n")
+    report_to_launcher(error, line)
+    return code
 
 
 def exit_code(error: BaseException, line: str | None) -> int:
@@ -146,87 +160,6 @@ def exit_code(error: BaseException, line: str | None) -> int:
         return Interrupted.exit_code
     code = getattr(error, "exit_code", None)
     return code if isinstance(code, int) else 1 if line is None else UsageError.exit_code
-
-
-def one_line(error: BaseException, schema: type, folders: Sequence[Path], *, composing: bool) -> str | None:
-    """The error in one line, or None for one that needs its traceback (a bug, a broken machine).
-
-    `folders`: Hydra's search path for configs. `composing`: the error occurred before the task ran, so one of OmegaConf
-    is the user's, not a bug of ours.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    if isinstance(error, UsageError | RunFailure | Interrupted):
-        return _flat(str(error))
-    if not composing or not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
-        return None
-    if isinstance(error, MissingConfigException):
-        return _missing_config(error, schema, folders)
-    if refused := cause_of(error, UsageError):  # raised by one of our resolvers
-        return _flat(str(refused))
-    cause: Any = cause_of(error, OmegaConfBaseException)
-    if cause is not None and cause.key is not None and "not in struct" in str(cause):
-        parent = str(cause.full_key)[: -len(str(cause.key))]
-        siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
-        known = {f"{parent}{key}" for key in siblings if key != "hydra"}
-        known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
-        foreign = hint_for(schema, str(cause.full_key))
-        if str(cause.full_key) in known and (folders[0] / str(cause.full_key)).is_dir():
-            group = cause.full_key
-            return f"{group} is a group of keys that nothing has chosen yet: {group}=NAME, of config/{group}/"
-        tree: Any = OmegaConf.to_container(siblings) if siblings else {}
-        inside = _with_leaf(tree, str(cause.key), parent)
-        hint = f"did you mean '{inside}'?" if inside else did_you_mean(str(cause.full_key), known)
-        return f"unknown key '{cause.full_key}': {foreign or hint}"
-    if cause is None and isinstance(error, OverrideParseException):
-        lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
-        why = " ".join(line for line in lines if "LexerNoViableAlt" not in line)
-        key, _, value = str(error.override).lstrip("+").partition("=")
-        plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) and value and value[0] not in "[{"
-        how = f"write --{key} {shlex.quote(value)}" if plain else "quote a value with special characters"
-        return _flat(f"cannot read '{error.override}': {f'{why}; ' if why else ''}{how}")
-    if twice := re.match(r"(?:Multiple values for )?(\S+?)(?:\. To override| appears more than once)", str(error)):
-        return f"{twice[1]} is chosen twice: keep one {twice[1]}=NAME"
-    if several := re.match(r"Ambiguous value for argument '\+*([\w.]+)=(.*)'\n", str(error)):
-        key, value = several.groups()
-        return f"{key}={value} is several values: -m for a sweep, {key}=[{value}] for a list, --{key} {value} for text"
-    if gone := re.match(r"Could not delete from config\. '(.+)' does not exist", str(error)):
-        key, folder = gone[1], folders[0] / gone[1].partition(".")[0]
-        options = (flatten(recipes.read_option(path)) for path in folder.glob("*.yaml"))
-        known = {*keys_of(schema), *(name for option in options for name, _ in option)}
-        return f"~{key}: unknown key '{key}': {did_you_mean(key, known)}"
-    text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
-    if isinstance(error, ConfigCompositionException) and cause is not None:
-        text += f" ({str(cause).splitlines()[0]})"
-    return _flat(text)
-
-
-def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | None:
-    """The first dotted key of `block` that ends in `.leaf`, for a key given without its block."""
-    for key, inner in block.items():
-        if isinstance(inner, Mapping) and key != "hydra":
-            path = f"{prefix}{key}."
-            if dotted := path + leaf if leaf in inner else _with_leaf(inner, leaf, path):
-                return dotted
-    return None
-
-
-def _missing_config(error: MissingConfigException, schema: type, folders: Sequence[Path]) -> str:
-    missing = str(error.missing_cfg_file or "")
-    if error.options is not None:
-        group, _, option = missing.rpartition("/")
-        if group.startswith("hydra/") and option in PLUGINS:
-            return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
-        files = {name: locate(folders, f"{group}/{name}") for name in error.options}
-        fitting = [name for name, path in files.items() if path is None or not recipes.foreign_key(schema, path)]
-        return f"there is no {group}={option}: {did_you_mean(option, fitting)}"
-    if "primary config" in str(error) and missing:
-        return no_config(missing, folders)
-    return _flat(str(error).partition("Config search path")[0])
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _followed_keys(schema: type, words: list[str], typed: Mapping[str, str]) -> dict[str, str]:

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from engine.cli.compose import compose_config, sweep_jobs
+from engine.cli.explain import one_line
 from engine.cli.files import defaults_lines, key_lines
-from engine.cli.main import one_line
 from engine.cli.resolve import Trace, observe_script, resolve
 from tests.conftest import ROOT
 

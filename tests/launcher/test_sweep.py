@@ -11,7 +11,8 @@ import pytest
 from hydra.errors import MissingConfigException
 
 import launcher.sweep
-from engine.cli.main import PLUGINS, _missing_config
+from engine.cli.explain import one_line
+from engine.cli.resolve import PLUGINS
 from engine.errors import UsageError
 from launcher.gpus import hold_gpus
 from launcher.naming import label_of, suffixed, swept_keys
@@ -171,7 +172,7 @@ def test_submitit_on_this_machine(project: Path) -> None:
 def test_a_missing_launcher_is_one_line_with_the_command(launcher: str) -> None:
     group = "hydra/sweeper" if launcher == "optuna" else "hydra/launcher"
     missing = MissingConfigException("long", missing_cfg_file=f"{group}/{launcher}", options=["basic"])
-    line = _missing_config(missing, ROOT / "config")
+    line = one_line(missing, object, [ROOT / "config"], composing=True)
     assert line == f"{group}={launcher} needs a plugin: pip install -e '.[{PLUGINS[launcher]}]'"
     assert f"\n{PLUGINS[launcher]} = [" in (ROOT / "pyproject.toml").read_text()
 
