@@ -24,7 +24,6 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import OneLineParser, positive
-from engine.cli.explain import one_line
 from engine.cli.files import locate
 from engine.cli.recipes import check_recipe, config_name_of, no_config, read_recipe, search_folders
 from engine.cli.resolve import ANSWERS, resolve
@@ -87,7 +86,7 @@ def composed(family: Family, rest: list[str]) -> tuple[str, Any]:
     if locate(folders, name) is None:
         raise UsageError(no_config(name, folders))
     check_recipe(folders, name, family.entry)
-    trace = resolve(ROOT / f"{family.entry}.py", rest, root=ROOT, cwd=Path.cwd(), explain=one_line)
+    trace = resolve(ROOT / f"{family.entry}.py", rest, root=ROOT, cwd=Path.cwd())
     remember(trace.typed)
     for problem in trace.problems.values():
         raise UsageError(as_typed(problem))

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.cli.explain import one_line
 from engine.cli.resolve import Trace, hydra_flags, resolve
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
@@ -82,7 +81,7 @@ def trace_request(request: Request, root: Path) -> tuple[Subject, list[Subject]]
         )
         return subject, []
     job = SUFFIX in command.env
-    subject.trace = resolve(root / command.script, command.arguments, root=root, sweep_job=job, explain=one_line)
+    subject.trace = resolve(root / command.script, command.arguments, root=root, sweep_job=job)
     if request.run:
         examine(subject, Path(request.run))
     elif subject.trace.resumes:

@@ -17,11 +17,13 @@ from engine.cli import recipes
 from engine.cli.files import locate
 from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import no_config
-from engine.cli.resolve import PLUGINS
 from engine.config import cause_of
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.fields import flatten
 from engine.io import did_you_mean
+
+PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Launchers and sweepers that are Hydra plugins -> the extra that installs them."""
 
 
 def one_line(error: BaseException, schema: type, folders: Sequence[Path], *, composing: bool) -> str | None:

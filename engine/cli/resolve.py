@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.cli.compose import compose_config, digest, sweep_jobs
+from engine.cli.explain import PLUGINS, one_line
 from engine.cli.files import ConfigFile, config_files, locate, set_in
 from engine.cli.keys import known_keys
 from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, search_folders
@@ -228,13 +229,11 @@ def resolve(
     root: Path,
     cwd: Path | None = None,
     sweep_job: bool = False,
-    explain: Callable[..., str | None] | None = None,
     launched: RunConfig | None = None,
 ) -> Trace:
     """Interpret `python SCRIPT ARGV...`, run in the folder `cwd` (None: the root), up to its checked config.
 
-    `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain`, called as
-    `one_line` of engine/cli/main.py, turns Hydra's errors into one line. `launched`: the config that
+    `sweep_job`: the command is one job of a sweep, whose preset another process reads. `launched`: the config that
     `load_synced_config` made of these words in this process, so that nothing is composed or checked again. A wrong
     command raises nothing: see the trace's `problems`.
     """
@@ -251,7 +250,7 @@ def resolve(
     except UsageError as error:
         trace.problems["schema" if trace.composed else "compose"] = str(error)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        line = explain(error, trace.script.schema or dict, trace.folders, composing=True) if explain else None
+        line = one_line(error, trace.script.schema or dict, trace.folders, composing=True)
         trace.problems["resolve" if trace.composed else "compose"] = line or " ".join(str(error).split())
     return trace
 
@@ -305,8 +304,6 @@ def _groups(folders: tuple[Path, ...], name: str, stamp: str) -> Groups:
     return find_groups(folders, name)
 
 
-# Launchers and sweepers that are Hydra plugins -> the extra that installs them.
-PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 _PLUGIN = re.compile(rf"hydra/(launcher|sweeper)=({'|'.join(PLUGINS)})$")
 _PLUGIN_KEY = re.compile(r"\+*hydra\.(launcher|sweeper)\.")
 

@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from engine.cli.compose import compose_config, sweep_jobs
-from engine.cli.explain import one_line
 from engine.cli.files import defaults_lines, key_lines
 from engine.cli.resolve import Trace, observe_script, resolve
 from tests.conftest import ROOT
@@ -27,7 +26,7 @@ CONFIGS = [
 
 
 def resolved(line: str, root: Path = ROOT) -> Trace:
-    return resolve(root / "pretrain.py", line.split(), root=root, explain=one_line)
+    return resolve(root / "pretrain.py", line.split(), root=root)
 
 
 @pytest.mark.parametrize(("name", "overrides"), CONFIGS)

@@ -11,8 +11,7 @@ import pytest
 from hydra.errors import MissingConfigException
 
 import launcher.sweep
-from engine.cli.explain import one_line
-from engine.cli.resolve import PLUGINS
+from engine.cli.explain import PLUGINS, one_line
 from engine.errors import UsageError
 from launcher.gpus import hold_gpus
 from launcher.naming import label_of, suffixed, swept_keys
