@@ -252,7 +252,7 @@ class RecursiveReasoningTask:
             result = self.loss_head(real)
             counted = self.halting_metrics and latched
             halting = halting_shares(real.carry, self.model.halt_max_steps) if counted else {}
-            # Every row has halted at the last step: metrics of rows that have not, and fixed steps, say nothing.
+            # Every row has halted at the last step: metrics of rows that have not say nothing.
             metrics = {
                 name: pair
                 for name, pair in (result.metrics | halting).items()
