@@ -7,6 +7,7 @@ TinyRecursiveModels (arXiv 2510.04871), so its data sets and checkpoints can be 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -37,6 +38,11 @@ def dihedral(grid: np.ndarray, tid: int) -> np.ndarray:
     return out.swapaxes(-1, -2) if SWAPS[tid] else out
 
 
+def inverse_dihedral(grid: np.ndarray, tid: int) -> np.ndarray:
+    """Undo transform `tid` of a grid [..., h, w]; a view."""
+    return dihedral(grid, int(INVERSE[tid]))
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """A dihedral transform and a permutation of the colours (drawn ones keep the background 0)."""
@@ -56,6 +62,11 @@ class Augmentation:
         """The new colour of each colour; uint8 [10]."""
         return np.frombuffer(self.colours.encode(), dtype=np.uint8) - ord("0")
 
+    @cached_property
+    def inverse_table(self) -> np.ndarray:
+        """The old colour of each new colour; uint8 [10]."""
+        return np.argsort(self.table).astype(np.uint8)
+
     def name(self, task: str) -> str:
         """`task|||t3|||0918273645`. The original task has no suffix, so IDENTITY.name(task) is not its name."""
         return f"{task}{SEPARATOR}t{self.tid}{SEPARATOR}{self.colours}"
@@ -63,6 +74,10 @@ class Augmentation:
     def apply(self, grid: np.ndarray) -> np.ndarray:
         """The augmented grid."""
         return dihedral(self.table[grid], self.tid)
+
+    def undo(self, grid: np.ndarray) -> np.ndarray:
+        """The grid that was augmented."""
+        return self.inverse_table[inverse_dihedral(grid, self.tid)]
 
 
 IDENTITY = Augmentation()
@@ -116,6 +131,11 @@ def inside_of(heights: np.ndarray, widths: np.ndarray, side: int) -> np.ndarray:
     """Which cells belong to each grid; bool [n, side, side]."""
     steps = np.arange(side)
     return (steps[:, None] < heights[:, None, None]) & (steps < widths[:, None, None])
+
+
+def grid_hash(grid: np.ndarray) -> str:
+    """Hex sha256 of a byte for the height, a byte for the width, and the cells, as in the public code."""
+    return hashlib.sha256(bytes(grid.shape) + np.ascontiguousarray(grid, dtype=np.uint8).tobytes()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -10,10 +10,26 @@ import math
 
 import numpy as np
 
-from dataset.arc.augment import COLOURS, inside_of
+from dataset.arc.augment import COLOURS, LARGEST, inside_of
 
 PAD, EOS, FIRST_COLOUR = 0, 1, 2
 VOCAB_SIZE = FIRST_COLOUR + COLOURS
+
+
+def to_tokens(grid: np.ndarray, side: int = LARGEST, row: int = 0, column: int = 0) -> np.ndarray:
+    """The tokens of a grid with its first cell at (row, column) of the canvas; uint8 [side * side].
+
+    Raises: ValueError if it does not fit.
+    """
+    height, width = grid.shape
+    bottom, right = row + height, column + width
+    if row < 0 or column < 0 or bottom > side or right > side:
+        raise ValueError(f"a {height}x{width} grid at ({row}, {column}) does not fit a canvas of {side}x{side}")
+    out = np.full((side, side), PAD, dtype=np.uint8)
+    out[bottom : bottom + 1, column:right] = EOS
+    out[row:bottom, right : right + 1] = EOS
+    out[row:bottom, column:right] = grid + FIRST_COLOUR
+    return out.reshape(-1)
 
 
 def side_of(seq_len: int) -> int:
@@ -46,3 +62,9 @@ def crop_all(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     side = side_of(tokens.shape[-1])
     canvases = tokens.reshape(-1, side, side).astype(np.uint8) - np.uint8(FIRST_COLOUR)
     return canvases * inside_of(heights, widths, side), heights, widths
+
+
+def crop(tokens: np.ndarray) -> np.ndarray:
+    """The grid in one sequence [T]; uint8 [h, w], of shape [0, 0] if there is none."""
+    canvases, heights, widths = crop_all(tokens[None])
+    return canvases[0, : heights[0], : widths[0]]

@@ -12,13 +12,14 @@ from dataset.arc.augment import (
     INVERSE,
     Augmentation,
     dihedral,
+    grid_hash,
     grid_keys,
+    inverse_dihedral,
     parse_name,
     transform,
     undo_all,
 )
-from dataset.arc.tokens import crop_all, crop_sizes
-from tests.dataset.one_grid import crop, grid_hash, to_tokens, undo
+from dataset.arc.tokens import crop, crop_all, crop_sizes, to_tokens
 
 SMALL = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
 
@@ -46,8 +47,8 @@ def test_transforms_of_the_public_code(published):
     arrays, _ = published
     for tid in range(8):
         assert (dihedral(arrays["grid"], tid) == arrays[f"dihedral{tid}"]).all()
-        assert (dihedral(arrays["grid"], INVERSE[tid]) == arrays[f"inverse{tid}_of_grid"]).all()
-        assert (dihedral(dihedral(SMALL, tid), INVERSE[tid]) == SMALL).all()
+        assert (inverse_dihedral(arrays["grid"], tid) == arrays[f"inverse{tid}_of_grid"]).all()
+        assert (inverse_dihedral(dihedral(SMALL, tid), tid) == SMALL).all()
 
 
 def test_transforms_of_a_small_grid():
@@ -76,11 +77,11 @@ def test_augmented_and_undone(published, grids):
     task, augmentation = parse_name(meta["inverse_aug"]["name"])
     assert task == meta["inverse_aug"]["base"]
     assert augmentation.name(task) == meta["inverse_aug"]["name"]
-    assert (undo(augmentation, arrays["inverse_aug_in"]) == arrays["inverse_aug_out"]).all()
+    assert (augmentation.undo(arrays["inverse_aug_in"]) == arrays["inverse_aug_out"]).all()
     for number, name in enumerate(meta["aug_names_npseed4"]):
         assert (parse_name(name)[1].apply(arrays["grid"]) == arrays[f"aug{number}"]).all()
     _, augmentation = parse_name("abc|||t1|||0987654321")
-    assert undo(augmentation, np.array([[1, 2], [3, 4], [5, 6]])).tolist() == [[5, 7, 9], [4, 6, 8]]
+    assert augmentation.undo(np.array([[1, 2], [3, 4], [5, 6]])).tolist() == [[5, 7, 9], [4, 6, 8]]
 
 
 def test_many_undone_as_one_by_one(grids):
@@ -92,7 +93,7 @@ def test_many_undone_as_one_by_one(grids):
     tids = np.array([a.tid for a in augmentations])
     out, high, wide = undo_all(canvases, heights, widths, tids, np.stack([a.table for a in augmentations]))
     for number, (augmentation, grid) in enumerate(zip(augmentations, one_by_one, strict=True)):
-        expected = undo(augmentation, grid)
+        expected = augmentation.undo(grid)
         assert (augmentation.apply(expected) == grid).all()
         assert (out[number, : high[number], : wide[number]] == expected).all()
         assert out[number].sum() == expected.sum()
@@ -126,6 +127,8 @@ def test_tokens_of_the_public_code(published):
 def test_border_at_the_edges():
     assert to_tokens(SMALL, 4).reshape(4, 4).tolist() == [[3, 4, 5, 1], [6, 7, 8, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
     assert to_tokens(SMALL, 4, 2, 1).reshape(4, 4).tolist() == [[0] * 4, [0] * 4, [0, 3, 4, 5], [0, 6, 7, 8]]
+    with pytest.raises(ValueError, match=r"2x3 grid at \(0, 2\) does not fit a canvas of 4x4"):
+        to_tokens(SMALL, 4, 0, 2)
 
 
 def test_crops_of_the_public_code(published):

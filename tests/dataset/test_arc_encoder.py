@@ -15,6 +15,7 @@ from dataset.arc.corpus.generate import HELD_OUT, PRESETS, SUBSETS, CorpusPlan, 
 from dataset.arc.leakage import leakage_report
 from dataset.arc.pattern import PatternPlan, generate as generate_patterns
 from dataset.arc.tasks import read_bundles
+from dataset.arc.tokens import crop
 from dataset.build_arc_dataset_encoder import main
 from dataset.build_pattern_dataset import main as build_pattern
 from dataset.entries import BuiltCorpus
@@ -25,7 +26,6 @@ from evaluators.voting.tasks import Tasks
 from tests.conftest import SHARED
 from tests.dataset import naive_arc
 from tests.dataset.arc_tasks import random_tasks, write_bundle
-from tests.dataset.one_grid import crop
 
 NUM_AUG = 6
 INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices", "num_demos")

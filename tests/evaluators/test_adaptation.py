@@ -14,6 +14,7 @@ import torch
 from dataset.arc.augment import Augmentation
 from dataset.arc.build import ArcBuild, build_subsets
 from dataset.arc.corpus.generate import CorpusPlan, generate
+from dataset.arc.tokens import to_tokens
 from dataset.fewshot import FewShotEvalSampler, few_shot
 from dataset.format import load_splits
 from engine.distributed import keyed_numpy
@@ -39,7 +40,6 @@ from losses import ACTLossConfig, ACTLossHead
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
 from scripts.fewshot_report import main, parse
-from tests.dataset.one_grid import to_tokens
 
 SHAPE = PuzzleShape(36, 12, 1, 0)
 HEAD = ACTLossHead(ACTLossConfig(loss_type="softmax_cross_entropy"))
