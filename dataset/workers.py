@@ -15,11 +15,6 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _work(function: Callable[[Any], Any], jobs: Sequence[Any], out: Connection, others: list[Connection]) -> None:
     # A forked child inherits the reading ends; while it holds them, no sibling notices that the parent has died.
     for connection in others:

@@ -45,6 +45,11 @@ _counter = itertools.count()
 _without_links: set[Path] = set()
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _sibling(path: Path, mark: str) -> Path:
     """A free name in the folder of `path`: in containers, an earlier process may have had the same pid."""
     while True:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from engine.io import print_rank0
+from engine.io import available_cores, print_rank0
 from engine.run.environment import REPORT
 from engine.signals import install, restore
 from launcher.children import Child, process_alive
@@ -117,7 +117,7 @@ class Runner:
         report, log = self.ledger.report_file(job), options.logs / f"{job.key}.log"
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", REPORT: str(report), **job.env}
         if options.jobs > 1 and ranks_of(job.argv) == "1":  # several ranks: torchrun limits their threads
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // options.jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // options.jobs)))
         gpus = self._free_gpus()[: options.gpus_for(job)]
         if options.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -232,11 +232,6 @@ def run_jobs(ledger: Ledger, options: Options) -> int:
     for line in unknown_owners(ledger):
         print_rank0(line)
     return code
-
-
-def usable_cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _no_log(place: Path, error: OSError) -> UsageError:

@@ -26,9 +26,9 @@ from dataset.arc.published import claims_to_be_published, collections_of
 from dataset.arc.tasks import Subset, read_bundles, read_folders, shared_names
 from dataset.arc.tokens import EOS, FIRST_COLOUR, PAD, VOCAB_SIZE
 from dataset.metadata import NUM_DEMOS, save_array
-from dataset.workers import available_cores, ordered_map
+from dataset.workers import ordered_map
 from dataset.writing import building, refuse_existing, write_dataset
-from engine.io import UsageError, did_you_mean, progress, sha256_file
+from engine.io import UsageError, available_cores, did_you_mean, progress, sha256_file
 
 # Recorded in the card; raise it when the same plan gives other data.
 BUILDER_VERSION = 1

@@ -21,10 +21,10 @@ from dataset.sudoku.grid import Geometry, geometry
 from dataset.sudoku.minimal import minimal
 from dataset.sudoku.public_csv import Boards, read_csv, several_solutions
 from dataset.sudoku.solve import DIFFICULTY_RULE
-from dataset.workers import available_cores, ordered_map
+from dataset.workers import ordered_map
 from dataset.writing import SplitArrays, building, refuse_existing, write_dataset
 from engine.distributed import keyed_numpy
-from engine.io import RunFailure, UsageError, progress
+from engine.io import RunFailure, UsageError, available_cores, progress
 
 # Recorded in the card; raise it when the same plan gives other data.
 BUILDER_VERSION = 1

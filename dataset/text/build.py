@@ -21,12 +21,13 @@ from dataset.text.corpus import Corpus, Piece, read_corpus, sample_texts
 from dataset.text.meta import META, SPLITS, TOKENIZER, load_tokenizer, read_meta
 from dataset.text.splits import files_of
 from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
-from dataset.workers import available_cores, ordered_map
+from dataset.workers import ordered_map
 from dataset.writing import CARD, REHASH_BYTES, building, write_json
 from engine.io import (
     Unreadable,
     UsageError,
     atomic_directory,
+    available_cores,
     open_regular,
     print_rank0,
     progress,

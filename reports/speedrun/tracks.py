@@ -86,9 +86,8 @@ def job_file(commands: dict[int, list[str]]) -> str:
 
 def check_commands(commands: dict[int, list[str]]) -> None:
     """Check that the commands, which differ only in seed and folder, compose. Raises: UsageError as a launch does."""
-    from engine.cli.main import one_line
     from engine.cli.resolve import resolve
 
     for _, script, *words in list(commands.values())[:1]:
-        for problem in resolve(Path(script), words, root=ROOT, cwd=Path.cwd(), explain=one_line).problems.values():
+        for problem in resolve(Path(script), words, root=ROOT, cwd=Path.cwd()).problems.values():
             raise UsageError(problem)

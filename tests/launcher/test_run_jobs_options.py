@@ -44,7 +44,7 @@ def test_jobs_at_once_share_the_cores(
         assert run(place, capsys, *words)[0] == 0
         return sorted(line.split()[1].removeprefix("env:") for line in events(place) if "env:" in line)
 
-    monkeypatch.setattr(runner, "usable_cores", lambda: 8)
+    monkeypatch.setattr(runner, "available_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert threads("--jobs", "2") == ["4", "9"]
     assert threads("--jobs", "20") == ["1", "9"]
