@@ -311,7 +311,7 @@ def last_checkpoint(run_dir: Path) -> Path:
 def weights(checkpoint: Path) -> dict[str, bytes]:
     """All tensors of a checkpoint (model, average, optimizers) by file and name."""
     return {
-        f"{file.stem}.{name}": tensor.numpy().tobytes()
+        f"{file.stem}.{name}": tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
         for file in checkpoint.glob("*.safetensors")
         for name, tensor in load_file(file).items()
     }
