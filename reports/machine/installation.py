@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.io import available_cores
-
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = {
     "lm": "weights and tokenizers of GPT-2 and of Hugging Face, tiktoken, SentencePiece",
@@ -63,7 +61,7 @@ def python_facts() -> dict[str, Any]:
         "executable": home_shortened(sys.executable),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cores": available_cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": _memory(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
