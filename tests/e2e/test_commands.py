@@ -62,6 +62,7 @@ def test_torchrun_with_two_gloo_ranks(workplace: Path) -> None:
     assert done.stdout.count("done:") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_reports_1_and_status_tells_the_truth(workplace: Path) -> None:
     done = python(
         "-m",

@@ -116,7 +116,11 @@ def test_hypernetworks_leave_their_base_alone(place: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "at", "larger"), [("max_steps=3", 3, "max_steps=null"), ("max_seconds=1e-9", 1, "max_seconds=null")]
+    ("budget", "at", "larger"),
+    [
+        ("max_steps=3", 3, "max_steps=null"),
+        pytest.param("max_seconds=1e-9", 1, "max_seconds=null", marks=pytest.mark.slow),
+    ],
 )
 def test_resume_is_exact(place: Path, budget: str, at: int, larger: str) -> None:
     """8 steps at once, and some (inside an epoch) and the rest: weights, metrics, table and log."""
@@ -472,6 +476,7 @@ def test_a_base_that_was_set_aside_is_found(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_base_of_other_averages_is_another_base(place: Path) -> None:
     """Two bases that differ in ema_rate alone, so in their averaged weights, which an adapter reads."""
     words = ("active_dataset=gsm8k", "max_steps=2", "ema=true")
@@ -504,6 +509,7 @@ def test_a_wrong_base_is_noticed_before_data_are_built(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_autoregressive_base_two_passes_and_both_forms(place: Path) -> None:
     """A base that predicts the next token; its adapter reads half of a text, twice; both forms give the same losses."""
     made = attempt(
