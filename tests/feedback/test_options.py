@@ -14,7 +14,16 @@ from engine.run.load_run import find_checkpoint
 from tests.conftest import ROOT, run_script
 from tests.feedback.conftest import BASES, adapter
 
-SHORT = ("max_steps=2", "eval_max_examples=4", "arch.init_std=0.3", "learning_rate=0.1", "min_lr=0.1", "arch.alpha=30")
+SHORT = (
+    "max_steps=2",
+    "eval_max_examples=4",
+    "num_samples=8",
+    "temperature=1",
+    "arch.init_std=0.3",
+    "learning_rate=0.1",
+    "min_lr=0.1",
+    "arch.alpha=30",
+)
 OTHER = ("--active_dataset", "wikitext", "--ff_checkpoint_dir", BASES["gsm8k"], "arch.dropout=0.5")
 OPTIONS = {
     "plain": (),
