@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,6 +298,11 @@ def metrics(run_dir: Path) -> list[dict]:
     """metrics.jsonl without the time fields, which are all that may differ between equal runs."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def every_second_fast(cases: Iterable[Sequence[Any]]) -> list[Any]:
+    """Cases for `parametrize`, every second one marked slow: for long lists whose cases are of one kind."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] * (number % 2)) for number, case in enumerate(cases)]
 
 
 def status_of(run_dir: Path) -> dict:

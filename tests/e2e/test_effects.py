@@ -12,7 +12,7 @@ from engine.loop import compiling
 from losses import ACTLossConfig, FeudalLossConfig
 from models.recursive_reasoning.subgoal import SubgoalConfig
 from tasks.recursive_reasoning.args import PretrainConfig
-from tests.conftest import run_script
+from tests.conftest import every_second_fast, run_script
 from tests.e2e.traces import Trace, trace_of
 
 BASE = """
@@ -164,7 +164,7 @@ FEUDAL_EFFECTS = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "aspect"), EFFECTS.items(), ids=EFFECTS)
+@pytest.mark.parametrize(("overrides", "aspect"), every_second_fast(EFFECTS.items()), ids=EFFECTS)
 def test_key_has_an_effect(base: Trace, workplace: Path, overrides: str, aspect: str) -> None:
     if ",copy]" in overrides:
         shutil.copytree(workplace / "data/debug-sudoku-4x4", workplace / "copy")

@@ -53,6 +53,7 @@ def test_the_published_form_computes_the_same(tmp_path, name):
         assert evaluated[f"eval/{key}"] == pytest.approx(expected[key], rel=1e-3), key
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     file = tmp_path / "bench.json"
     threads = torch.get_num_threads()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.language_model.args import TrainConfig
+from tests.conftest import every_second_fast
 from tests.e2e.traces import Trace, trace_of
 from tests.train.conftest import attempt
 
@@ -123,7 +124,7 @@ FOREIGN_KEYS = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "aspect"), EFFECTS.items(), ids=list(EFFECTS))
+@pytest.mark.parametrize(("overrides", "aspect"), every_second_fast(EFFECTS.items()), ids=list(EFFECTS))
 def test_key_has_an_effect(bases: dict, place: Path, overrides: str, aspect: str) -> None:
     changes, _, common = overrides.partition(" | ")
     both = tuple(common.split())
