@@ -6,31 +6,21 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.distributed import is_main
-from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import OpenedCheckpoint, find_checkpoint, open_checkpoint
 from reports.output import write_json_result
-from tasks.loading import data_root, require_average, warn_of_other_data
+from tasks.loading import data_root, refuse_arguments, require_average, warn_of_other_data
 
-DEFAULTS = {
-    "split": "test",
-    "steps": None,
-    "max_examples": None,
-    "max_groups": None,
-    "max_augmentations": None,
-    "halting": None,
-    "batch_size": None,
-    "rollouts": None,
-    "vary": None,
-    "select": None,
-    "sigma": None,
-}
-"""Arguments that only some families support, with their defaults."""
+OPTIONAL = (
+    *("split", "steps", "max_examples", "max_groups", "max_augmentations", "halting", "batch_size"),
+    *("rollouts", "vary", "select", "sigma", "data"),
+)
+"""Arguments that only some families support."""
 
 
 def evaluate_run(
@@ -57,7 +47,9 @@ def evaluate_run(
         UsageError: an argument that this family does not support, no usable checkpoint or data.
     """
     stored, limits = find_checkpoint(args.checkpoint), limits or {}
-    _check_arguments(args, stored.entry, {*limits, *(["data"] if override_data else [])})
+    supported = {*limits, *(["data"] if override_data else [])}
+    foreign = [name for name in OPTIONAL if name not in supported]
+    refuse_arguments(args, foreign, f"a run of {stored.entry}.py", {"split": "test"})
     limited = {name: value for name in limits if (value := getattr(args, name)) is not None}
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
@@ -91,12 +83,6 @@ def evaluate_run(
     marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
     target = target or opened.run_dir / ("_".join([f"evaluation_step_{opened.checkpoint.step}", *marks]) + ".json")
     write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": results})
-
-
-def _check_arguments(args: argparse.Namespace, entry: str, supported: Collection[str]) -> None:
-    for name, default in {**DEFAULTS, "data": None}.items():
-        if getattr(args, name) != default and name not in supported:
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {entry}.py")
 
 
 def _limit_overrides(

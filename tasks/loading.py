@@ -52,10 +52,13 @@ def with_defaults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> argp
     return argparse.Namespace(**{**vars(args), **missing})
 
 
-def refuse_arguments(args: argparse.Namespace, names: Iterable[str], model: str) -> None:
-    """Raise UsageError if one of the arguments `names`, which do not apply to `model` (a description), is given."""
+def refuse_arguments(
+    args: argparse.Namespace, names: Iterable[str], model: str, defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Raise UsageError if one of the arguments `names`, which do not apply to `model` (a description), is given: has
+    another value than in `defaults`, which is None for those that it lacks."""
     for name in names:
-        if getattr(args, name) is not None:
+        if getattr(args, name) != (defaults or {}).get(name):
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for {model}")
 
 
