@@ -172,3 +172,12 @@ def test_an_error_of_rank_0_stops_every_rank(error: BaseException, here: str, el
 def test_alone_an_error_keeps_its_cause() -> None:
     result = run_forked(_fails_on_main, _Refused("no such key"))
     assert result.output == "_Refused no such key KeyError('why')"
+
+
+def test_global_draws_are_those_after_manual_seed() -> None:
+    distributed.key_global_draws(7, "forward/0", 3)
+    state = torch.get_rng_state()
+    torch.manual_seed(distributed._key(7, "forward/0", 3))
+    assert torch.equal(state, torch.get_rng_state())
+    distributed.key_global_draws(7, "forward/0", 4)
+    assert not torch.equal(state, torch.get_rng_state())
