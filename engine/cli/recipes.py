@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from engine.cli.translate import Groups
 from engine.errors import UsageError
 from engine.fields import flatten
 from engine.io import did_you_mean, user_path
-from engine.reading import Unreadable, read_text, read_yaml, reason_of
+from engine.reading import YAML_LIMIT, Unreadable, check_yaml, read_text, reason_of
 
 BASE = "base/run"  # first entry of every recipe of ours
 GROUPS = ("base", "arch", "optimizer", "lr_scheduler", "debug", "sweep")
@@ -79,7 +81,7 @@ def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
 def read_file(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file, interpolations as written. Raises: UsageError that names file and line."""
     try:
-        content = OmegaConf.to_container(OmegaConf.create(read_yaml(path)), resolve=False)
+        content = deepcopy(_parsed(read_text(path, YAML_LIMIT)))
     except (OSError, Unreadable, YAMLError, OmegaConfBaseException, ValueError) as error:
         marked = error if isinstance(error, MarkedYAMLError) else error.__context__
         if isinstance(marked, MarkedYAMLError) and (mark := marked.problem_mark or marked.context_mark):
@@ -90,6 +92,11 @@ def read_file(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict) or (len(content) == 1 and next(iter(content.values())) is None):
         raise UsageError(f"{path}: expected keys with values, e.g. `seed: 1`")
     return content
+
+
+@lru_cache(maxsize=256)  # a launch reads a recipe twice
+def _parsed(text: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.create(check_yaml(text)), resolve=False)
 
 
 def read_option(path: Path) -> dict[Any, Any]:

@@ -176,7 +176,7 @@ def request_of(config: RunConfig, entry: str) -> RunRequest:
         path=run_dir(config),
         identity=identity(config),
         entry=entry,
-        pattern=os.path.expanduser(expand_pattern(source.yaml)),
+        pattern=os.path.expanduser(expand_pattern(source.yaml)) if "${now" in source.yaml else None,
         later=tuple(later),
         complete=partial(completed, schema=type(config)),
         resume=config.resume,
