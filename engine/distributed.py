@@ -301,8 +301,8 @@ def keyed_generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 def key_global_draws(seed: int, purpose: str, step: int) -> None:
     """Seed torch's global generators, of the processor and the devices in use, by the three keys: for dropout and
-    optimizers that draw. The draws are those after `torch.manual_seed`, which takes 1 to 3 ms of each step: it records
-    the stack for every kind of device that is not in use."""
+    optimizers that draw. The draws are those after `torch.manual_seed`, which takes about a millisecond on a CPU: it
+    records the stack for every kind of device that is not in use."""
     import torch
 
     key = _key(seed, purpose, step)

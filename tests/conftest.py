@@ -119,7 +119,7 @@ def _parse_once() -> None:
 
     def load(stream: Any, Loader: Any) -> Any:
         text = stream if isinstance(stream, str | bytes) else stream.read()
-        key = text, Loader.__module__, Loader.__qualname__
+        key = text, Loader.__module__, Loader.__qualname__  # OmegaConf makes the same class at each call
         if key not in known:
             if text is not stream:
                 stream.seek(0)  # the marks of an error name the file
