@@ -208,7 +208,7 @@ class Lookahead:
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024), with the same numbers and a step that can be skipped on the device.
+    """torch's Muon (Jordan et al. 2024), with a step that can be skipped on the device, and in float32 on a CPU.
 
     Options, groups and state are torch's. `found_inf` is the switch of torch's fused kernels: 1 leaves parameters and
     momentum unchanged. torch's own Muon lacks it, so the host would have to read `ok`.
@@ -258,9 +258,10 @@ def check_muon(options: Mapping[str, Any]) -> None:
 
 
 def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
-    """[m, n] -> approximately U V^T of its singular value decomposition, by Newton-Schulz iteration in bfloat16."""
+    """[m, n] -> approximately U V^T of its singular value decomposition, by Newton-Schulz iteration: in bfloat16, as
+    published, or in float32 on a CPU, where bfloat16 can take 30 times as long (docs/results/bench.md)."""
     a, b, c = coefficients
-    x = matrix.bfloat16()
+    x = matrix.float() if matrix.device.type == "cpu" else matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp(min=eps)
