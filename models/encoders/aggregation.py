@@ -12,11 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoders.pairs import post_norm_block
-from models.layers import CastedLinear, SwiGLU, rms_norm, trunc_normal_
+from models.layers import CastedLinear, SwiGLU, fused_attention, rms_norm, trunc_normal_
 
 
 def masked_mean(vectors: Tensor, mask: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ class CrossBlock(nn.Module):
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in (self.q_proj(queries), *self.kv_proj(vectors).chunk(2, dim=-1))
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None, :])
+        mixed = fused_attention(q, k, v, attn_mask=keys[:, None, None, :])
         queries = rms_norm(queries + self.o_proj(mixed.transpose(1, 2).flatten(2)), self.eps)
         return rms_norm(queries + self.mlp(queries), self.eps)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.language_models.norm import LayerNorm
-from models.layers import CastedLinear, apply_rotary
+from models.layers import CastedLinear, apply_rotary, fused_attention
 
 EPS = 1e-5
 Rope = tuple[Tensor, Tensor]
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         if self.kind != "math":
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+            mixed = fused_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
             return mixed.transpose(1, 2).flatten(-2)
         scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.head_dim)
         if causal:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.language_models.cache import LayerCache
 from models.language_models.config import GPTConfig
 from models.language_models.weighting import make_weighting
-from models.layers import CastedLinear, apply_rotary, rms_norm
+from models.layers import CastedLinear, apply_rotary, fused_attention, rms_norm
 from models.layers.attention import load_flash
 
 Rope = tuple[Tensor, Tensor] | None
@@ -89,7 +89,7 @@ class CausalSelfAttention(nn.Module):
         """query [B, h, T, d], key and value [B, g, S, d] -> [B, h, T, d]."""
         dropout = self.dropout if self.training else 0.0
         if self.fused:
-            return F.scaled_dot_product_attention(
+            return fused_attention(
                 query,
                 key,
                 value,

@@ -6,7 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from models.layers.attention import ATTENTION_KINDS, Attention, AttentionKind
+from models.layers.attention import ATTENTION_KINDS, Attention, AttentionKind, fused_attention
 from models.layers.block import ReasoningBlock, ReasoningStack
 from models.layers.init import trunc_normal_
 from models.layers.linear import (
@@ -38,6 +38,7 @@ __all__ = [
     "apply_rotary",
     "cached_casts",
     "cast_linear",
+    "fused_attention",
     "grid_positions",
     "line_positions",
     "native_ops",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.linear import CastedLinear
+from models.layers.product import in_float32
 from models.layers.rotary import apply_rotary
 
 AttentionKind = Literal["auto", "sdpa", "math", "flash"]
@@ -24,6 +25,15 @@ def load_flash() -> Any:
     except ImportError as error:
         raise ImportError("attention=flash needs the flash_attn package (CUDA): pip install -e .[flash]") from error
     return flash_attn_func
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """torch's fused attention of query [B, h, T, d] over key and value [B, h, S, d] -> [B, h, T, d], in the dtype that
+    is fastest on the processor."""
+    if in_float32(query):
+        mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
+        return mixed.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, **options)
 
 
 class Attention(nn.Module):
@@ -62,7 +72,7 @@ class Attention(nn.Module):
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # [B, h, S, d]
         mask = None if keys is None else keys[:, None, None, :]
         if self.kind != "math":
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+            return fused_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)

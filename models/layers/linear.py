@@ -56,7 +56,7 @@ def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor
     if weight.dtype == x.dtype and not uses_onednn(x):
         return F.linear(x, weight)
     if no_custom_autograd():
-        return F.linear(x, weight.to(x.dtype))
+        return linear(x, weight.to(x.dtype))
     copy = weight.detach().to(x.dtype) if copy is None else copy
     if not torch.is_grad_enabled():
         return linear(x, copy)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.layers import (
+    Attention,
     CastedLinear,
     LMHead,
     ReasoningBlock,
@@ -14,6 +15,7 @@ from models.layers import (
     apply_rotary,
     cached_casts,
     line_positions,
+    product as products,
     rms_norm,
     tied_logits,
 )
@@ -97,6 +99,45 @@ def test_weight_gradients_of_repeated_calls_add_up_in_float32():
         low += part.sum(0)
     assert layer.weight.grad.dtype == torch.float32
     assert (layer.weight.grad - exact).norm() < 0.2 * (low.float() - exact).norm()
+
+
+@pytest.mark.parametrize("layer", [Attention(32, 4, head_dim=8), SwiGLU(32, 4.0), CastedLinear(32, 7, bias=True)])
+def test_16_bit_matmuls_in_float32_round_as_native_ones(layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms differ from float64 by the rounding of bfloat16, and from each other by less."""
+    torch.manual_seed(0)
+    given = torch.randn(3, 16, 32)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+    def run(dtype: torch.dtype, lacking: set[torch.dtype]) -> list[torch.Tensor]:
+        monkeypatch.setattr(products, "_WITHOUT_UNITS", frozenset(lacking))
+        x = given.to(dtype, copy=True).requires_grad_()
+        out = layer(x)
+        assert out.dtype == dtype
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), out)
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])]
+
+    exact = run(torch.float32, set())
+    native, widened = run(torch.bfloat16, set()), run(torch.bfloat16, {torch.bfloat16})
+    for right, one, other in zip(exact, native, widened, strict=True):
+        assert (other.float() - right).norm() < 1.1 * (one.float() - right).norm() + 1e-3 * right.norm()
+        assert (other.float() - right).norm() < 0.02 * right.norm()
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "lacking"),
+    [
+        ("x86_64", "avx2 fma", {torch.bfloat16, torch.float16}),
+        ("AMD64", "avx512f avx512_bf16", {torch.float16}),
+        ("x86_64", "avx512f amx_bf16 avx512_fp16", set()),
+        ("aarch64", "bf16", set()),
+    ],
+)
+def test_units_for_16_bits(machine: str, flags: str, lacking: set, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(products, "_PROCESSOR", f"flags\t\t: {flags}\n")
+    assert products._without_units() == lacking
 
 
 def test_gate_norm_is_the_written_formula_and_inner_widths_follow_the_multiple():
