@@ -17,7 +17,7 @@ from verification.rule import finding
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALLED = re.compile(r"<!-- file: (\S+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LOOP = re.compile(r"^for (\w+) in ([^;\n]+); do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
-ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
+ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 """A variable of the environment before a command."""
 FOREIGN = frozenset(("pytest", "pip", "venv", "torch.distributed.run", "mypy", "ruff", "http.server"))
 
@@ -85,9 +85,13 @@ def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str
             words = shlex.split(line.removeprefix("$ "), comments=True)
         except ValueError:
             continue
-        first = next((word for word in words if not ASSIGNMENT.fullmatch(word)), "")
-        if first in ("python", "torchrun", "make"):
+        if next(_without_assignments(words), "") in ("python", "torchrun", "make"):
             yield Documented(file, start + number, tuple(words), refused, overlay)
+
+
+def _without_assignments(words: Iterable[str]) -> Iterator[str]:
+    """The words of a command behind the variables set before it."""
+    return itertools.dropwhile(ASSIGNMENT.fullmatch, words)
 
 
 def page_reports(commands: Iterable[tuple[Documented, str | None]], judged: Iterable[Report]) -> list[Report]:
@@ -118,7 +122,7 @@ def _finding(one: Documented, level: str, text: str) -> Finding:
 
 def what_is_missing(root: Path, one: Documented) -> str | None:
     """The make target, module or script that does not exist, "" if all do; None for commands of an entry script."""
-    words = [word for word in one.words if not ASSIGNMENT.fullmatch(word)]
+    words = list(_without_assignments(one.words))
     if words[0] == "make":
         makefile = root / "Makefile"
         text = makefile.read_text(encoding="utf-8") if makefile.is_file() else ""

@@ -40,7 +40,7 @@ SMALL = {
     "train": ("+debug=tiny_text", "device=cpu"),
 }
 """What makes a documented run short."""
-VARIABLE = re.compile(r"[A-Z_]+=\S*")
+VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
 
 
 # --- reading the pages ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 from verification.codes import CODES
+from verification.docs import documented, what_is_missing
 from verification.rule import RULES, NotApplicable, Rule, finding, rule, run_rules
 from verification.static import verify_all, verify_command, verify_docs
 
@@ -215,3 +216,11 @@ def test_documentation_is_checked(copy: Path) -> None:
     assert [f.line for f in page.of("FAIL")] == [2, 3, 4, 5]
     assert all(good(f.message) for f, (_, good) in zip(page.of("FAIL"), faults, strict=True))
     assert len(page.of("PASS")) == 1
+
+
+def test_a_command_behind_any_assignment_is_read(tmp_path: Path) -> None:
+    commands = ['A="b c" python gone.py', "S3=x e2='a\tb' python gone.py", "python gone.py"]
+    (tmp_path / "README.md").write_text("\n".join(["```bash", *commands, 'A="b c" ls', "```", ""]))
+    found = list(documented(tmp_path))
+    assert [one.line for one in found] == [2, 3, 4]
+    assert [what_is_missing(tmp_path, one) for one in found] == ["there is no gone.py"] * 3
