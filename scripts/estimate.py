@@ -80,7 +80,7 @@ def entry_of(rest: list[str]) -> str:
 
 
 def composed(family: Family, rest: list[str]) -> tuple[str, Any]:
-    """(name of the recipe, checked config) of the entry script's command line. Raises: UsageError like a launch."""
+    """(recipe, checked config) of the entry script's command; of the run that it resumes. Raises: UsageError."""
     name = config_name_of(rest) or family.config_name
     folders = search_folders(rest, CONFIG)
     if locate(folders, name) is None:
@@ -88,6 +88,10 @@ def composed(family: Family, rest: list[str]) -> tuple[str, Any]:
     check_recipe(folders, name, family.entry)
     trace = resolve(ROOT / f"{family.entry}.py", rest, root=ROOT, cwd=Path.cwd())
     remember(trace.typed)
+    if trace.resumes and trace.resolved is not None:
+        from engine.run.decision import resumed_config  # imports torch
+
+        return resumed_config(trace.resolved, trace.overrides, trace.choices, family)
     for problem in trace.problems.values():
         raise UsageError(as_typed(problem))
     return trace.config_name, trace.config

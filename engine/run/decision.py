@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf import OmegaConf
+
 from engine.checkpoint.manifest import STEP_NAME, load_checkpoint
 from engine.checkpoint.store import CheckpointStore
-from engine.config import ConfigSource, RunConfig, source_of
+from engine.config import HEADER, ConfigSource, RunConfig, read_source, source_of
 from engine.distributed import world_size
 from engine.errors import UsageError
 from engine.io import print_rank0
+from engine.registry import Family
 from engine.run.aside import moving_to, require_room
 from engine.run.environment import is_sweep_job
 from engine.run.files import is_finished, read_identity, read_json, read_yaml
@@ -93,6 +96,20 @@ def decide_run(config: RunConfig, entry: str) -> RunDecision:
     if config.resume == "auto" and config.resume_from == "latest" and decision.resumes:
         config = with_old_behaviour(config, decision.path)
     return replace(decision, source=source_of(config))
+
+
+def resumed_config(
+    resolved: dict[str, Any], overrides: list[str], choices: dict[str, str | None], family: Family
+) -> tuple[str, Any]:
+    """(name of the recipe, config) of the run that a command with resume=true resumes, with the command's values.
+
+    `resolved`, `overrides`, `choices`: the command's own, as in `ConfigSource`. Raises: UsageError as in `decide_run`.
+    """
+    text = f"{HEADER}{{}}\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}"
+    source = ConfigSource(text, resolved, overrides, choices=choices, overlay=True)
+    decision = decide_run(read_source(family.schema, source), family.entry)
+    assert decision.source is not None
+    return str(decision.source.config_name), read_source(family.schema, decision.source)
 
 
 def resolve_run(request: RunRequest) -> RunDecision:

@@ -55,6 +55,18 @@ def test_it_foretells_the_run_and_writes_nothing_of_it(workplace: Path) -> None:
     assert forecast["memory"]["process"] > forecast["memory"]["activations"] > 0
 
 
+def test_a_resume_is_estimated_with_the_config_of_its_run(workplace: Path) -> None:
+    ran = run_script("pretrain", *TINY, "max_steps=2", "arch.hidden_size=16", "run_name=r", cwd=workplace)
+    assert ran.code == 0, ran.output
+    resumed = ("device=cpu", "resume=true", "run_dir=checkpoints/pretrain/r", "--probe-steps", "1", "--json", "e.json")
+    done = estimate(workplace, *resumed, "max_steps=5")
+    assert done.code == 0, done.output
+    forecast = json.loads((workplace / "e.json").read_text())
+    assert (forecast["config"], forecast["batch_rows"]) == ("cfg_pretrain_sudoku_4x4", 4)
+    assert (forecast["steps"], forecast["total_steps"]) == (5, 32)
+    assert all(f"{name} {count:,} (" in ran.output for name, count in forecast["parameters"].items()), ran.output
+
+
 @pytest.mark.slow
 def test_sums_of_the_estimate(workplace: Path) -> None:
     done = estimate(workplace, *TINY, "--probe-steps", "3", "--json", "e.json")
