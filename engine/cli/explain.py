@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,18 @@ def _nothing_to_delete(key: str, schema: type, config_dir: Path) -> str:
     options = (flatten(recipes.read_option(path)) for path in folder.glob("*.yaml"))
     known = {*keys_of(schema), *(name for option in options for name, _ in option)}
     return f"~{key}: unknown key '{key}': {did_you_mean(key, known)}"
+
+
+def hydra_folder_fault(error: BaseException) -> UsageError | None:
+    """`error` in one line, with its key, if Hydra itself could not make or write a folder; None for any other."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    if next((name for name in reversed(modules) if name not in sys.stdlib_module_names), "") != "hydra":
+        return None
+    key = "hydra.sweep.dir" if any(frame.f_code.co_name == "multirun" for frame in frames) else "hydra.run.dir"
+    return UsageError(f"{key}: {error.filename} cannot be written ({error.strerror}): name another folder")
 
 
 def _flat(text: str) -> str:

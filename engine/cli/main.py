@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from engine.cli import recipes
 from engine.cli.console import as_typed, finish, forget, open_streams, remember
-from engine.cli.explain import one_line
+from engine.cli.explain import hydra_folder_fault, one_line
 from engine.cli.help import help_text
 from engine.cli.recipes import check_presets, check_recipe, config_name_of, find_groups, no_config, search_folders
 from engine.cli.resolve import PRESET, is_sweep, read_command
@@ -99,7 +99,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
-        error = disk_fault(error) or error
+        error = hydra_folder_fault(error) or disk_fault(error) or error
         line = one_line(error, schema, folders, composing=not isinstance(caught, _TaskStopped))
         return _report(error, None if line is None else as_typed(line))
     finally:

@@ -127,6 +127,8 @@ def test_yaml_then_json_then_argv(tiny: Any, project: Path) -> None:
         (["lr=???"], ["lr", "required"]),
         (["~arch"], ["arch", "required"]),
         (["fail=usage"], ["cannot use it"]),
+        (["hydra.run.dir=/proc/x"], ["hydra.run.dir: /proc/x cannot be written (No such file or directory)"]),
+        (["hydra.run.dir=/etc/passwd"], ["hydra.run.dir: /etc/passwd cannot be written (File exists)"]),
     ],
 )
 def test_unusable_commands_exit_2_with_one_line(

@@ -52,6 +52,13 @@ def test_the_worst_code_wins_and_every_job_runs(project: Path) -> None:
     assert "error" not in results(project)[0]
 
 
+def test_a_folder_that_hydra_cannot_make_is_one_line(project: Path) -> None:
+    code, jobs, error = sweep(project, "-m", "lr=1,2", "hydra.sweep.dir=/proc/x")
+    assert (code, jobs) == (2, [])
+    where = "hydra.sweep.dir: /proc/x cannot be written (No such file or directory)"
+    assert error.splitlines() == [f"error: {where}: name another folder"]
+
+
 def test_a_stopped_job_ends_the_sweep_with_3(project: Path) -> None:
     code, jobs, _ = sweep(project, "-m", "fail=stop,null")
     assert (code, jobs) == (3, [])
