@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.layers import CastedLinear, cast_linear
+from models.layers import CastedLinear, cast_linear, in_float32, matmul
 
 Form = Literal["auto", "lowrank", "dense"]
 
@@ -68,7 +68,8 @@ def low_rank(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float
     a, b = a.to(x.dtype), b.to(x.dtype)
     if a.shape[0] == 1:
         return y + scale * cast_linear(cast_linear(x, a[0]), b[0].t())
-    return torch.baddbmm(y, torch.bmm(x, a.transpose(1, 2)), b, alpha=scale)
+    inner = matmul(x, a.transpose(1, 2))
+    return y + scale * matmul(inner, b) if in_float32(x) else torch.baddbmm(y, inner, b, alpha=scale)
 
 
 def dense(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -77,7 +78,7 @@ def dense(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -
     if a.shape[0] == 1:
         return cast_linear(x, torch.addmm(weight, b[0].t(), a[0], alpha=scale))
     shared = weight.expand(a.shape[0], -1, -1)
-    return torch.bmm(x, torch.baddbmm(shared, b.transpose(1, 2), a, alpha=scale).to(x.dtype).transpose(1, 2))
+    return matmul(x, torch.baddbmm(shared, b.transpose(1, 2), a, alpha=scale).to(x.dtype).transpose(1, 2))
 
 
 def costs(rows: int, length: int, rank: int, sides: tuple[int, int], *, training: bool = True) -> tuple[float, float]:

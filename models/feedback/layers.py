@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.language_models.norm import LayerNorm
-from models.layers import CastedLinear, apply_rotary, fused_attention
+from models.layers import CastedLinear, apply_rotary, fused_attention, matmul
 
 EPS = 1e-5
 Rope = tuple[Tensor, Tensor]
@@ -109,13 +109,15 @@ class Attention(nn.Module):
         if self.kind != "math":
             mixed = fused_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
             return mixed.transpose(1, 2).flatten(-2)
-        scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.head_dim)
+        scores = matmul(q, k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(
+            self.head_dim
+        )
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
         weights = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
-        return (weights @ v).transpose(1, 2).flatten(-2)
+        return matmul(weights, v).transpose(1, 2).flatten(-2)
 
 
 class FeedForward(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.language_models.cache import LayerCache
 from models.language_models.config import GPTConfig
 from models.language_models.weighting import make_weighting
-from models.layers import CastedLinear, apply_rotary, fused_attention, rms_norm
+from models.layers import CastedLinear, apply_rotary, fused_attention, matmul, rms_norm
 from models.layers.attention import load_flash
 
 Rope = tuple[Tensor, Tensor] | None
@@ -102,14 +102,14 @@ class CausalSelfAttention(nn.Module):
         assert mask is not None
         shared = self.heads // self.kv_heads
         grouped = query.unflatten(1, (self.kv_heads, shared))  # [B, g, h/g, T, d]
-        scores = (grouped @ key.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
+        scores = matmul(grouped, key.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         visible = mask.sum(-1, keepdim=True).to(scores.dtype)
         weights = self.weighting(scores.masked_fill(~mask, -math.inf), visible).to(value.dtype)
         weights = F.dropout(weights, dropout, self.training).unflatten(1, (self.kv_heads, shared))
-        mixed: Tensor = (weights @ value.unsqueeze(2)).flatten(1, 2)
+        mixed: Tensor = matmul(weights, value.unsqueeze(2)).flatten(1, 2)
         return mixed
 
     def _flash_mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

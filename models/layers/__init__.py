@@ -21,6 +21,7 @@ from models.layers.linear import (
 from models.layers.mlp import SwiGLU, swiglu_inner_size
 from models.layers.native_ops import native_ops
 from models.layers.norm import rms_norm
+from models.layers.product import in_float32, matmul
 from models.layers.rotary import RotaryTables, apply_rotary, grid_positions, line_positions
 
 __all__ = [
@@ -40,7 +41,9 @@ __all__ = [
     "cast_linear",
     "fused_attention",
     "grid_positions",
+    "in_float32",
     "line_positions",
+    "matmul",
     "native_ops",
     "rms_norm",
     "swiglu_inner_size",

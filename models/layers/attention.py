@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.linear import CastedLinear
-from models.layers.product import in_float32
+from models.layers.product import in_float32, matmul
 from models.layers.rotary import apply_rotary
 
 AttentionKind = Literal["auto", "sdpa", "math", "flash"]
@@ -73,8 +73,8 @@ class Attention(nn.Module):
         mask = None if keys is None else keys[:, None, None, :]
         if self.kind != "math":
             return fused_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-        scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
+        scores = matmul(q, k.transpose(-1, -2)) / math.sqrt(self.head_dim)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
         weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype)
-        return (weights @ v).transpose(1, 2)
+        return matmul(weights, v).transpose(1, 2)

@@ -64,6 +64,11 @@ def in_float32(x: Tensor) -> bool:
     return x.dtype in _WITHOUT_UNITS and x.device.type == "cpu"
 
 
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, batched as torch's, with gradients."""
+    return (x.float() @ y.float()).to(x.dtype) if in_float32(x) else x @ y
+
+
 def linear(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """x [..., k] @ weight [n, k] transposed -> [..., n], written to `out` if given (x must be 2-D).
 

@@ -101,7 +101,15 @@ def test_weight_gradients_of_repeated_calls_add_up_in_float32():
     assert (layer.weight.grad - exact).norm() < 0.2 * (low.float() - exact).norm()
 
 
-@pytest.mark.parametrize("layer", [Attention(32, 4, head_dim=8), SwiGLU(32, 4.0), CastedLinear(32, 7, bias=True)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Attention(32, 4, head_dim=8),
+        Attention(32, 4, head_dim=8, kind="math"),
+        SwiGLU(32, 4.0),
+        CastedLinear(32, 7, bias=True),
+    ],
+)
 def test_16_bit_matmuls_in_float32_round_as_native_ones(layer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms differ from float64 by the rounding of bfloat16, and from each other by less."""
     torch.manual_seed(0)
