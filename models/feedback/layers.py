@@ -109,9 +109,8 @@ class Attention(nn.Module):
         if self.kind != "math":
             mixed = fused_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
             return mixed.transpose(1, 2).flatten(-2)
-        scores = matmul(q, k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(
-            self.head_dim
-        )
+        scores = matmul(q, k.transpose(-1, -2))
+        scores = scores.to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(self.head_dim)
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if mask is not None:
