@@ -154,12 +154,15 @@ class TrainSampler:
         if self._size == 1:
             return first
         # Each puzzle's examples in random order; the last puzzle fills what is left of the batch.
+        generator = keyed_numpy(self.seed, f"example_choice/{iteration}", index)
+        if self._size is not None:
+            shuffled = generator.random((len(puzzles), self._size)).argsort(1)
+            return (first[:, None] + shuffled).ravel()[: self.global_batch_size]
         sizes = self._sizes[puzzles]
         begin = np.cumsum(sizes) - sizes
         owner = np.repeat(np.arange(len(puzzles)), sizes)
-        keys = keyed_numpy(self.seed, f"example_choice/{iteration}", index).random(len(owner))
         # Sorting by owner + key / 2 shuffles each owner's members within its own range.
-        member = np.argsort(owner + keys / 2) - begin[owner]
+        member = np.argsort(owner + generator.random(len(owner)) / 2) - begin[owner]
         return (first[owner] + member)[: self.global_batch_size]
 
     def _plan(self, iteration: int) -> _IterationPlan:
