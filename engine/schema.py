@@ -104,8 +104,10 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
         return sorted(lines, key=lambda line: not line.startswith("unknown key"))
     if isinstance(error, KeyError):
         return [f"{place} {MISSING_WORDS}: set {place}=..."]
-    # a failed cross-check of __post_init__ names its key itself
-    return [f"{place}: {error}" if isinstance(error, Mismatch) and place else str(error)]
+    if isinstance(error, Mismatch) and place:
+        return [f"{place}: {error}"]
+    # a failed cross-check of __post_init__ names its key itself, but not which entry of a mapping it is: datasets.*
+    return [str(error).replace(".".join([*path[:-1], "*."]), f"{place}.") if path else str(error)]
 
 
 def _scalar(value: Any, kind: Any) -> Any:

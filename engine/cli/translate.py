@@ -158,6 +158,8 @@ class _Translator:
         sign, name, rest = OVERRIDE.fullmatch(word).groups(default="")  # type: ignore[union-attr]
         bare, at, package = name.partition("@")
         spelt, bare = bare, self._aliased(bare)
+        if {spelt, spelt.rpartition(".")[0]} & self.sections and self._resolved(spelt) is None:
+            raise UsageError(f"unknown key '{spelt}': {self._suggest(spelt)}")
         self._note(bare, spelt)
         if bare.startswith("hydra."):
             rest = HOME.sub(str(user_path("~")), rest)
@@ -348,6 +350,8 @@ class _Translator:
         name = spelt.replace("-", "_")
         if hint := hint_for(self.schema, name.removeprefix("no_")):
             return hint
+        if section := next((part for part in (name, name.rpartition(".")[0]) if part in self.sections), None):
+            return did_you_mean(name, [old for old in self.aliases if old.startswith(f"{section}.")])
         # the block's name may be misspelt
         hints = (did_you_mean(part, known) for part in (name, name.partition(".")[0]))
         return next((hint for hint in hints if hint.startswith("did you mean")), "--help lists every key")

@@ -129,3 +129,21 @@ def test_the_result_is_of_the_declared_class() -> None:
     made = structure(Outer, {"size": 1, "several": [{}]})
     assert type(made) is Outer
     assert type(made.inner) is type(made.several[0]) is Inner
+
+
+def test_a_check_within_an_entry_of_a_mapping_names_the_entry() -> None:
+    @dataclass(kw_only=True)
+    class Entry:
+        size: int = 2
+
+        def __post_init__(self) -> None:
+            if self.size < 2:
+                raise ValueError(f"datasets.*.size={self.size}: expected at least 2")
+
+    @dataclass(kw_only=True)
+    class Config:
+        datasets: dict[str, Entry] = field(default_factory=dict)
+
+    Config.__annotations__["datasets"] = dict[str, Entry]
+    with pytest.raises(UsageError, match=r"^datasets\.b\.size=1: expected at least 2$"):
+        structure(Config, {"datasets": {"a": {}, "b": {"size": 1}}})

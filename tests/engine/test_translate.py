@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,6 +295,7 @@ def test_json_comes_before_argv_and_is_flattened_by_key(tmp_path: Path) -> None:
         ('{"lr": 1, "optim": {"lr": 2}, "lr": 1}', ["has the key 'lr' twice"]),
         ('{"optim": {"lr": 2, "lr": 3}}', ["has the key 'lr' twice"]),
         ('{"traning": {}}', ["unknown key 'traning': did you mean 'training'?"]),
+        ('{"training": {"zz": 1}}', ["unknown key 'training.zz': did you mean 'training.lr'?"]),
     ],
 )
 def test_a_bad_json_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -302,3 +304,17 @@ def test_a_bad_json_is_named(tmp_path: Path, text: str, words: list[str]) -> Non
     with pytest.raises(UsageError) as caught:
         translate([f"--config={file}"], Schema, aliases={"training.lr": "lr"})
     assert all(word in str(caught.value) for word in [str(file), *words])
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [
+        ("training.zz=1", "unknown key 'training.zz': did you mean 'training.lr'?"),
+        ("+training.lrr=1", "unknown key 'training.lrr': did you mean 'training.lr'?"),
+        ("training=1", "unknown key 'training': did you mean 'training.lr'?"),
+        ("--training.zz=1", "unknown flag --training.zz: did you mean 'training.lr'?"),
+    ],
+)
+def test_an_unknown_key_of_a_section_is_answered_by_its_keys(word: str, error: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(error)}"):
+        translate([word], Schema, aliases={"training.lr": "lr"})
