@@ -55,6 +55,8 @@ class LoraLM(nn.Module):
         self.config, self.base = config, base
         self.lengths = (1, 1)
         """(prompt tokens, maximum completion tokens), for `flops`; set by the run."""
+        self.replayed = 0.0
+        """Replayed samples of a step per new one (objective tb), for `flops`; set by the run."""
         dtype = compute_dtype(config.forward_dtype, auto_dtype)
         # raised within peft
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -127,13 +129,17 @@ class LoraLM(nn.Module):
         return list(max(lists, key=lambda each: sum(p.numel() for p in each.parameters()), default=[]))
 
     def flops(self, rows: int) -> dict[str, float]:
-        """FLOPs for `rows` completions of maximum length (`lengths`): `train`, one step (sampling, scores under model
-        and base, the pass with gradients, its backward pass); `eval`, one evaluation (sampling, scores under both).
-        Replayed rows of tb and the alternatives of kl_exact are not counted."""
+        """FLOPs for `rows` new completions of maximum length (`lengths`): `train`, one step (sampling, scores under
+        model and base, the pass with gradients, its backward pass; all but the sampling with the `replayed` rows of tb,
+        too); `eval`, one evaluation (sampling, scores under both). The alternatives of kl_exact are not counted."""
         sizes, (before, tokens) = sizes_of(self.language_model, self.blocks()), self.lengths
-        scores = [sizes.scoring(rows, tokens, before, adapted=adapted) for adapted in (True, False)]
-        measured = sizes.sampling(rows, tokens, before) + sum(scores)
-        return {"train": measured + sizes.training(rows, tokens, before), "eval": measured}
+
+        def scores(count: int) -> float:
+            return sum(sizes.scoring(count, tokens, before, adapted=adapted) for adapted in (True, False))
+
+        sampled, trained = sizes.sampling(rows, tokens, before), rows + round(self.replayed * rows)
+        train = sampled + scores(trained) + sizes.training(trained, tokens, before)
+        return {"train": train, "eval": sampled + scores(rows)}
 
     @property
     def positions(self) -> int | None:

@@ -85,6 +85,8 @@ def build(
         further={concept.name: list(concept.options) for concept in sampler.processor.further},
     )
     factor = partial(learning_rate_factor, config)
+    replays = round(config.replay_fraction * config.batch_size) if loss_head.config.objective == "tb" else 0
+    model.replayed = replays / config.batch_size
     task = AnimalTask(
         model,
         loss_head,
@@ -111,7 +113,7 @@ def build(
         groups=param_groups(model, lr=config.learning_rate, weight_decay=config.weight_decay),
         batch_size=config.batch_size,
         prefill=config.num_samples,
-        replays=round(config.replay_fraction * config.batch_size) if loss_head.config.objective == "tb" else 0,
+        replays=replays,
         least_valid=config.min_valid_fraction,
         patience=config.max_skipped_steps,
         total_steps=steps,

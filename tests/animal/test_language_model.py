@@ -202,6 +202,13 @@ def test_operations_are_those_that_torch_counts(model, monkeypatch: pytest.Monke
         "train": sampled + own + counted(by_base) + trained + unread,
         "eval": sampled + own + counted(by_base),
     }
+    monkeypatch.setattr(model, "replayed", 0.5)  # 3 rows of the buffer are scored and trained on, not sampled
+    more = (rows + 3, *length[1:])
+    both = sizes.scoring(*more) + sizes.scoring(*more, adapted=False)
+    assert model.flops(rows) == {
+        "train": sampled + both + sizes.training(*more),
+        "eval": sampled + own + counted(by_base),
+    }
     for param in model.parameters():
         param.grad = None
 
