@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from engine.io import read_bytes, read_json, user_path
+from engine.io import Unreadable, read_bytes, read_json, reason_of, user_path
 from verification.data import DataPath
 from verification.finding import Finding
 from verification.rule import NotApplicable, Rule, finding, need_config
@@ -80,7 +80,10 @@ def _there(path: TextPath, root: Path) -> TextPath:
         kind, lengths = str(content.get("tokenizer", "")), dict(content.get("tokens") or {})
         state = read_bytes(root / "tokenizer.json") if (root / "tokenizer.json").exists() else b""
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return replace(path, problem=f"{path.path}/meta.json cannot be used: {error!r}")
+        why = "does not describe a text data set"
+        if isinstance(error, OSError | Unreadable):
+            why = reason_of(error)
+        return replace(path, problem=f"{path.path}/meta.json {why}")
     # A legacy meta.pkl is left to the run, which refuses anything but plain values.
     vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"
     return replace(path, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{path.path}/{meta.name}")

@@ -221,6 +221,12 @@ def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> N
             f"changes     rank {config.lora_rank}{sum_of} of {', '.join(config.targets)} in {base.n_layer} blocks, "
             f"in {form} form (lora_apply={config.lora_apply})"
         )
+        narrow = min(min(base.sides(target)) for target in config.targets)
+        if config.lora_rank > narrow:
+            print_rank0(
+                f"warning: lora_rank={config.lora_rank} is more than {narrow}, the width of the changed matrices: a "
+                f"delta has rank {narrow} at most, and lora_rank={narrow} reaches every one"
+            )
 
 
 def _splits(task: FeedbackTask, folder: Path) -> dict[str, str]:

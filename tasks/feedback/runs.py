@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from functools import partial
@@ -107,17 +108,26 @@ def checkpoint_in(run: Path, name: str, key: str) -> Path:
 
 
 def _target(run: Path, name: str) -> Path | None:
-    """The checkpoint that the link `epoch_ckpt_<dataset>.pt` or `best_ckpt_<dataset>.pt` would point to, in a run
-    without links: not every file system has them, and not every copy keeps them. None for another name."""
+    """The checkpoint that the link `epoch_ckpt_<dataset>.pt`, `epoch_ckpt_<dataset>_<epoch>.pt` or
+    `best_ckpt_<dataset>.pt` would point to, in a run without links: not every file system has them, and not every copy
+    keeps them. None for another name."""
     if (run / name).is_symlink() or not name.endswith(".pt"):
         return None
     try:
         dataset = read_yaml(run / "config.resolved.yaml").get("active_dataset")
         pointers = {f"epoch_ckpt_{dataset}.pt": "latest", f"best_ckpt_{dataset}.pt": "best"}
-        target = run / "checkpoints" / read_text(run / "checkpoints" / pointers[name]).strip()
+        numbered = re.fullmatch(rf"epoch_ckpt_{re.escape(str(dataset))}_(\d+)\.pt", name)
+        step = _end_of(run, numbered[1]) if numbered else read_text(run / "checkpoints" / pointers[name]).strip()
+        target = run / "checkpoints" / step
     except (OSError, Unreadable, KeyError):
         return None
     return target if re.fullmatch(r"step_\d+", target.name) and target.is_dir() else None
+
+
+def _end_of(run: Path, epoch: str) -> str:
+    """The checkpoint `step_N` at the end of an epoch, by metrics.csv. Raises: OSError, Unreadable, KeyError."""
+    rows = csv.DictReader(read_text(run / "metrics.csv").splitlines())
+    return f"step_{ {row.get('epoch'): row.get('step') for row in rows}[epoch] }"
 
 
 def runs_of(folder: Path, name: str) -> list[Path]:

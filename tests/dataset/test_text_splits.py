@@ -200,6 +200,7 @@ def test_json_is_read_as_documents(tmp_path: Path, layout: str, mark: bytes) -> 
         ("docs.json", json.dumps({"data": DOCUMENTS}, indent=1), "holds no JSON array of documents"),
         ("docs.json", "[" * 100_000, "nested too deep"),
         ("docs.json", '[{"text": "a"}, {"text"', "is not a JSON array of documents"),
+        ("docs.jsonl", '["a", "b"]\n["c", "d"]\n', "holds more than one JSON array: a document per line is an object"),
         ("docs.json", "once upon a time", "holds no JSON array"),
         ("docs.csv", "text,label\nabc,1\n" * 9, "holds columns, not text"),
         ("docs.txt.gz", b"\x1f\x8b\x08\x00abc", "is compressed by gzip"),

@@ -17,15 +17,23 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "checkpoints/latest").write_text("step_8\n")
     (tmp_path / "checkpoints/best").write_text("step_4\n")
     (tmp_path / "config.resolved.yaml").write_text("active_dataset: gsm8k\n")
+    rows = ("type,epoch,loss,lr,step", "train,1,3.5,0.1,4", "val,1,3.5,0.1,4", "val,1.5,3.4,0.1,6", "val,2,3.3,0.1,8")
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "step"), [("epoch_ckpt_gsm8k.pt", 8), ("best_ckpt_gsm8k.pt", 4)])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *(("epoch_ckpt_gsm8k.pt", 8), ("best_ckpt_gsm8k.pt", 4)),
+        *(("epoch_ckpt_gsm8k_1.pt", 4), ("epoch_ckpt_gsm8k_2.pt", 8)),
+    ],
+)
 def test_names_without_links(run: Path, name: str, step: int) -> None:
     assert checkpoint_in(run, name, "checkpoint_name") == run / f"checkpoints/step_{step}"
 
 
-@pytest.mark.parametrize("name", ["epoch_ckpt_wikitext.pt", "epoch_ckpt_gsm8k_1.pt", "last.pt"])
+@pytest.mark.parametrize("name", ["epoch_ckpt_wikitext.pt", "epoch_ckpt_gsm8k_3.pt", "last.pt"])
 def test_other_names_are_refused(run: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"there is no such checkpoint .*step_4"):
         checkpoint_in(run, name, "checkpoint_name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from models.feedback.base import BaseLM
 from models.feedback.config import BaseConfig, TextShape
 from models.feedback.hypernetwork import HyperNetwork
 from models.feedback.static_lora import StaticLora
+from tasks.feedback.build import _print_form
 from tasks.feedback.health import delta_health
 from tasks.feedback.measure import controls, measure
 from tasks.feedback.noise import evaluation_noise, hide, training_noise
@@ -179,3 +181,15 @@ def test_a_hidden_permutation_needs_the_condition(copier):
     static = StaticLora(StaticLoraConfig(lora_rank=rank), shape)
     optimise(static, lambda step: mean_loss(static, copies_batch(10**5 + step, permuted=True), copier), 400, 3e-3)
     assert gaps_closed(static, copier)["own"] <= 0.2
+
+
+@pytest.mark.parametrize("targets", [["q", "v"], ["fc"]])
+def test_a_rank_beyond_the_matrices_is_reported(targets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    base, runtime = (
+        BaseConfig(n_embd=16, n_head=2, n_layer=2),
+        SimpleNamespace(dtype=torch.float32, device=torch.device("cpu")),
+    )
+    for rank in (16, 17):
+        _print_form(StaticLoraConfig(lora_rank=rank, targets=targets), base, runtime, 8)
+        warned = "warning: lora_rank=17 is more than 16, the width of the changed matrices" in capsys.readouterr().out
+        assert warned is (rank == 17)
