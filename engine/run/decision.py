@@ -89,7 +89,7 @@ def decide_run(config: RunConfig, entry: str) -> RunDecision:
     if (finished := _finished_before(config, request)) is not None:
         return replace(finished, source=source_of(config))
     if config.resume == "true":
-        path = request.resumable()
+        read_identity(path := request.resumable(), entry)  # another script's keys would be called unknown
         config = stored_config(path, config)
         request = request_of(config, entry)
     decision = resolve_run(request)

@@ -76,6 +76,13 @@ def test_a_resume_does_not_ask_for_it(place: Path) -> None:
     assert not (place / "checkpoints/p/third").exists()
 
 
+def test_a_run_of_another_script_is_not_resumed(place: Path) -> None:
+    """It was told that a key of its config is unknown."""
+    other = run_script("pretrain_etrm", "device=cpu", "resume=true", "run_dir=checkpoints/p/first", cwd=place)
+    assert other.code == 2
+    assert "checkpoints/p/first is a run of pretrain.py, not of pretrain_etrm.py" in other.output
+
+
 def test_another_model_or_file_is_refused(place: Path) -> None:
     words = (*SMALL, "data_paths=[data/new]", "run_name=r")
     wide = run_script("pretrain", *words, "load_checkpoint=checkpoints/p/first", "arch.hidden_size=64", cwd=place)
