@@ -61,7 +61,7 @@ def uses_onednn(x: Tensor) -> bool:
 
 def in_float32(x: Tensor) -> bool:
     """Whether matmuls of x, of 16 bits, are faster in float32."""
-    return x.dtype in _WITHOUT_UNITS and x.device.type == "cpu"
+    return x.device.type == "cpu" and x.dtype in _WITHOUT_UNITS
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
