@@ -250,6 +250,10 @@ class TrainConfig(RunConfig):
                 raise ValueError(
                     f"{key} has no meaning with training_mode={self.training_mode}: add training_mode={mode}"
                 )
+        streams, loss = self.multicontext_datasets or [], self.arch.get("loss")
+        weights = loss.get("stream_weights") if isinstance(loss, Mapping) else None
+        if streams and isinstance(weights, list) and len(weights) != len(streams):
+            raise ValueError(f"arch.loss.stream_weights={weights}: expected {len(streams)} numbers, one per stream")
         if self.training_mode != "multidataset":
             for key in (
                 "dataset_sampling_probs",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from models.language_models.gpt import GPT, GPTConfig, LMShape
+from tasks.language_model.args import TrainConfig
 from tasks.language_model.task import param_groups
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_kv_group": 2, "n_embd": 16, "block_size": 8, "mlp_variant": "swiglu"}
@@ -39,3 +44,11 @@ def test_only_matrices_decay() -> None:
             options = group.options.get("inner_options", group.options)
             assert options["weight_decay"] == (0.0 if name in ("vector", "scalar") else 0.1), name
             assert options["weight_decay"] == 0.0 or all(param.dim() == 2 for param in group.params.values())
+
+
+def test_every_stream_needs_its_weight() -> None:
+    """Refused before data and model are built."""
+    streams: dict[str, Any] = {"training_mode": "multicontext", "multicontext_datasets": ["a", "b"]}
+    assert TrainConfig(arch={"loss": {"stream_weights": [1.0, 2.0]}}, **streams).arch
+    with pytest.raises(ValueError, match=r"arch\.loss\.stream_weights=\[1\.0\]: expected 2 numbers, one per stream"):
+        TrainConfig(arch={"loss": {"stream_weights": [1.0]}}, **streams)
