@@ -318,8 +318,8 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str = ""
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of an error line: `did you mean 'x'?` if a choice is similar, else the choices (at most 20)."""
     known = sorted({str(choice) for choice in choices})
-    words = sorted(name.split("_"))
-    near = [choice for choice in known if sorted(choice.split("_")) == words]  # the same words in another order
+    words = sorted(name.lower().split("_"))
+    near = [choice for choice in known if sorted(choice.lower().split("_")) == words]  # in another order or case
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"

@@ -215,6 +215,8 @@ def _encode(plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, split: str, f
         counts = _write(stream, progress(results, total=len(pieces), label=f"encoding {split}"))
     if counts.get("tokens", 0) < 2:
         raise UsageError(f"the {split} split would have {counts.get('tokens', 0)} token(s): give more text")
+    if not counts["bytes"]:
+        raise UsageError(f"all documents of the {split} split are empty: give more text, or other --json-key fields")
     return counts
 
 

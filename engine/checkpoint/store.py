@@ -181,12 +181,19 @@ class CheckpointStore:
         return path
 
     def _resolve_path(self, path: Path) -> Path | None:
-        for base in (path, self.run_dir / path, self.folder / path):
+        for base in map(followed, (path, self.run_dir / path, self.folder / path)):
             if (base / "manifest.json").is_file() or (base.is_dir() and STEP_NAME.fullmatch(base.name)):
                 return base.resolve()
             if (base / "checkpoints").is_dir() and base != self.run_dir:
                 return CheckpointStore(base, self.entry).latest()
         return None
+
+
+def followed(path: Path) -> Path:
+    """`path`, or the checkpoint that it points to, if it is the file `latest` or `best` of a run."""
+    if path.name not in ("latest", "best") or path.parent.name != "checkpoints" or not path.is_file():
+        return path
+    return CheckpointStore(path.parent.parent, "")._pointed(path.name) or path
 
 
 # --- work in the background -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.checkpoint.manifest import REQUIRED, Checkpoint, load_checkpoint
 from engine.checkpoint.state_tree import RowSharded, WeightsMisfit, load_weights
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.store import CheckpointStore, followed
 from engine.config import RETIRED
 from engine.device import make_runtime
 from engine.errors import UsageError
@@ -45,11 +45,12 @@ class OpenedCheckpoint:
 
 
 def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
-    """The checkpoint that `path` names: the latest one of a run directory, a checkpoint itself, or a link to one.
+    """The checkpoint that `path` names: the latest one of a run directory, a checkpoint itself, a link to one, or
+    the file `latest` or `best` of a run.
 
     Raises: UsageError if there is none or it is damaged (`checksums`: every byte is checked).
     """
-    folder = Path(path)
+    folder = followed(Path(path))
     if folder.name == "checkpoints" and not (folder / "manifest.json").exists() and not runs_below(folder):
         folder = folder.parent
     if (folder / "checkpoints").is_dir() and not runs_below(folder / "checkpoints"):

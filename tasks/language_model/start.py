@@ -17,7 +17,7 @@ from dataset.text.meta import read_meta
 from dataset.text.vocabulary import require_same_vocabulary
 from engine.checkpoint.manifest import load_checkpoint
 from engine.checkpoint.state_tree import load_weights
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.store import CheckpointStore, followed
 from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.identity import what_changed
@@ -110,7 +110,7 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     Raises: UsageError for a missing checkpoint, or weights of another architecture or vocabulary.
     """
     path = str(config.prev_run_ckpt)
-    folder = user_path(path)
+    folder = followed(user_path(path))
     if folder.is_file():
         return load_nanogpt(folder, model)
     if not folder.is_dir():

@@ -171,6 +171,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
     os.mkfifo(tmp_path / "pipe")
     made(tmp_path / "narrow", prose, tokenizer="char")
     (tmp_path / "greek.txt").write_text("αβγ" * 99, encoding="utf-8")
+    (tmp_path / "blank.jsonl").write_text('{"text": ""}\n' * 20)
     (tmp_path / "half.jsonl").write_text('{"text": "a"}\n{"text": "ab \\ud83d"}\n' * 9)
     for inputs, options, words in (
         ([tmp_path / "latin.txt"], {}, r"latin.txt is not UTF-8: byte 4"),
@@ -181,6 +182,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
         ([tmp_path / "gone.txt"], {}, "gone.txt does not exist"),
         ([tmp_path / "one.json"], {}, r"one.json:1 is a document without text under 'text' .*: choose one of data"),
         ([tmp_path / "one.jsonl"], {}, r"one.jsonl holds 1 document\(s\): nothing can be held out"),
+        ([tmp_path / "blank.jsonl"], {}, "all documents of the (train|val) split are empty"),
         ([tmp_path / "pipe"], {}, "pipe is neither a file nor a folder"),
         ([tmp_path / "greek.txt"], {"tokenizer_from": tmp_path / "narrow"}, "greek.txt: the character 'α'"),
         ([prose], {"val_fraction": 1.5}, "--val-fraction 1.5 must be between 0 and 1"),

@@ -232,6 +232,8 @@ def test_resolve(tmp_path, monkeypatch):
         "run/checkpoints/step_5": 5,
         str(store.folder / "step_10"): 10,
         "checkpoints/step_5": 5,
+        "run/checkpoints/latest": 10,
+        "run/checkpoints/best": 5,
     }
     for spec, step in expected.items():
         assert store.resolve(spec).resolve() == (store.folder / f"step_{step}").resolve(), spec
@@ -241,6 +243,8 @@ def test_resolve(tmp_path, monkeypatch):
         store.resolve("nowhere")
     (store.folder / "latest").write_text("../../../etc\n")
     assert store.latest() == store.folder / "step_10"
+    with pytest.raises(UsageError, match="no such checkpoint"):
+        store.resolve("run/checkpoints/latest")
 
 
 # --- weights into a module

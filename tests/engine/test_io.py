@@ -163,6 +163,7 @@ def test_progress_off_a_terminal_is_a_line_for_each_tenth_of_long_work(monkeypat
 def test_closest():
     assert io.did_you_mean("hiden", ["hidden", "other"]) == "did you mean 'hidden'?"
     assert io.did_you_mean("decoder_freeze", ["decode_rate", "freeze_decoder"]) == "did you mean 'freeze_decoder'?"
+    assert io.did_you_mean("AdamW", ["adam", "adamw"]) == "did you mean 'adamw'?"
     assert io.did_you_mean("zzz", ["b", "a"]) == "choose one of a, b"
     assert "(5 more)" in io.did_you_mean("zzz", [f"n{i}" for i in range(25)])
     assert io.did_you_mean("x", []) == "there is nothing to choose from"

@@ -161,3 +161,7 @@ def test_a_folder_that_is_no_run_is_called_that(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "run")
     with pytest.raises(UsageError, match=r"manifest.json is missing"):
         find_checkpoint(tmp_path / "step_4")
+    (tmp_path / "run/checkpoints/step_7").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/best").write_text("step_7\n")
+    with pytest.raises(UsageError, match=r"step_7: manifest.json is missing"):
+        find_checkpoint(tmp_path / "run/checkpoints/best")
