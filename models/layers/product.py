@@ -66,7 +66,9 @@ def in_float32(x: Tensor) -> bool:
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """x @ y, batched as torch's, with gradients."""
-    return (x.float() @ y.float()).to(x.dtype) if in_float32(x) else x @ y
+    if in_float32(x):
+        return matmul(x.float(), y.float()).to(x.dtype)
+    return torch.bmm(x, y) if x.dim() == y.dim() == 3 else x @ y  # `@` of three axes keeps a copy for its gradient
 
 
 def linear(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
