@@ -111,7 +111,7 @@ def test_weight_gradients_of_repeated_calls_add_up_in_float32():
     ],
 )
 def test_16_bit_matmuls_in_float32_round_as_native_ones(layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both forms differ from float64 by the rounding of bfloat16, and from each other by less."""
+    """Both forms differ from float32 by the rounding of bfloat16, the converted one by no more."""
     torch.manual_seed(0)
     given = torch.randn(3, 16, 32)
     for parameter in layer.parameters():
