@@ -259,14 +259,12 @@ def read_array(path: Path, text: str | bytes) -> list[Any]:
     """The items of a JSON array. Raises: UsageError naming the file."""
     try:
         items = parse(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             raise UsageError(
                 f"{path} holds more than one JSON array: a document per line is an object or a string, "
                 f"and an array holds all documents of its file (line {error.lineno} follows its end)"
             ) from None
-        raise UsageError(f"{path} is not a JSON array of documents: {error}") from None
-    except ValueError as error:  # UnicodeDecodeError is one, too
         raise UsageError(f"{path} is not a JSON array of documents: {error}") from None
     if not isinstance(items, list):
         raise UsageError(f"{path} is not a JSON array of documents")

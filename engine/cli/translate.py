@@ -158,7 +158,7 @@ class _Translator:
         sign, name, rest = OVERRIDE.fullmatch(word).groups(default="")  # type: ignore[union-attr]
         bare, at, package = name.partition("@")
         spelt, bare = bare, self._aliased(bare)
-        if {spelt, spelt.rpartition(".")[0]} & self.sections and self._resolved(spelt) is None:
+        if self._section_of(spelt) is not None and self._resolved(spelt) is None:
             raise UsageError(f"unknown key '{spelt}': {self._suggest(spelt)}")
         self._note(bare, spelt)
         if bare.startswith("hydra."):
@@ -344,13 +344,17 @@ class _Translator:
     def _is_flag(self, word: str) -> bool:
         return word.startswith("--") or word in HYDRA_SWITCHES | HYDRA_VALUED | {"-h", "-i"}
 
+    def _section_of(self, name: str) -> str | None:
+        """The section that `name` is, or is a key of."""
+        return next((part for part in (name, name.rpartition(".")[0]) if part in self.sections), None)
+
     def _suggest(self, spelt: str) -> str:
         hydra = [flag[2:] for flag in HYDRA_SWITCHES | HYDRA_VALUED if flag.startswith("--")]
         known = [*self.keys, *self.groups.options, *self.aliases, *self.sections, *hydra, "config", "info", "help"]
         name = spelt.replace("-", "_")
         if hint := hint_for(self.schema, name.removeprefix("no_")):
             return hint
-        if section := next((part for part in (name, name.rpartition(".")[0]) if part in self.sections), None):
+        if section := self._section_of(name):
             return did_you_mean(name, [old for old in self.aliases if old.startswith(f"{section}.")])
         # the block's name may be misspelt
         hints = (did_you_mean(part, known) for part in (name, name.partition(".")[0]))

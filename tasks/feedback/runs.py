@@ -127,7 +127,8 @@ def _target(run: Path, name: str) -> Path | None:
 def _end_of(run: Path, epoch: str) -> str:
     """The checkpoint `step_N` at the end of an epoch, by metrics.csv. Raises: OSError, Unreadable, KeyError."""
     rows = csv.DictReader(read_text(run / "metrics.csv").splitlines())
-    return f"step_{ {row.get('epoch'): row.get('step') for row in rows}[epoch] }"
+    ends = {row.get("epoch"): row.get("step") for row in rows}
+    return f"step_{ends[epoch]}"
 
 
 def runs_of(folder: Path, name: str) -> list[Path]:
