@@ -20,8 +20,9 @@ from engine.cli.translate import quote, render
 from engine.errors import UsageError
 from engine.io import atomic_write_text, did_you_mean
 from engine.reading import Unreadable, read_yaml, reason_of
-from launcher.jobs import command_job, parse_text
+from launcher.jobs import Job, command_job, parse_text, shell_fault
 from launcher.ledger import Ledger
+from launcher.storage import folder_key, stored_in
 
 KEYS = ("base", "name", "intent", "comment", "factors", "exclude", "seeds")
 LIMIT = 10_000  # jobs of one grid: more is a typing error
@@ -151,12 +152,15 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
     """(lines of the job file, number of jobs). Raises: UsageError if two jobs would share a name or a command."""
     base = str(grid["base"]).strip()
     job = command_job(" ".join(base.split("\n")))
-    if job.error:
-        raise UsageError(f"base: {job.error}")
+    if fault := job.error or shell_fault(job):
+        raise UsageError(f"base: {fault}")
     if job.run_name is not None:
         raise UsageError(f"base: run_name={job.run_name} is made from the factors: use name: {job.run_name}")
     base_keys = {word.lstrip("+-").partition("=")[0] for word in job.argv if "=" in word or word.startswith("--")}
-    intent = " ".join(f"{key}={shlex.quote(_text(value))}" for key, value in (grid.get("intent") or {}).items())
+    stated = grid.get("intent") or {}
+    if not isinstance(stated, dict):
+        raise UsageError(f"intent: expected {{mode: embedding, act: dynamic, ...}}, found {stated!r}")
+    intent = " ".join(f"{key}={shlex.quote(_text(value))}" for key, value in stated.items())
     head = [f"# {line}" for line in str(grid.get("comment") or "").strip().splitlines()]
     lines, names, commands = [*head, ""] if head else [], set(), set()
     for combination in combinations(grid):
@@ -178,7 +182,18 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
         lines.append(f"[ ] {job.command} {shlex.join([*overrides, f'run_name={quote(name)}'])}")
     if not names:
         raise UsageError("the grid is empty: every combination is excluded")
+    _check_folders(job, lines)
     return lines, len(names)
+
+
+def _check_folders(base: Job, lines: list[str]) -> None:
+    """Raises: UsageError if two jobs would store their runs in one folder."""
+    folders = [folder for job in parse_text("\n".join(lines))[0] if (folder := stored_in(job)) is not None]
+    if len(set(folders)) < len(folders):
+        key = "run_dir" if base.value("run_dir") else folder_key(base) or "out_dir"
+        raise UsageError(
+            f"base: its jobs would share one folder for their runs: write {key}=FOLDER/${{run_name}} there"
+        )
 
 
 def write(lines: list[str], out: Path, *, append: bool) -> None:

@@ -33,8 +33,8 @@ _JOB = re.compile(r"\[([ x!-])\][ \t]+(\S.*)", re.DOTALL)
 # The runner appends one owner to a line that it marks [-], and later removes exactly one.
 _OWNER = re.compile(r"(?P<command>.+) \[(?P<pid>\d+)(?:@(?P<host>[^\s\[\]@]+))?\]\s*", re.DOTALL)
 _DIRECTIVE = re.compile(r"#@[ \t]*([A-Za-z][\w-]*)[ \t]*:[ \t]*(.*)")
-SHELL_SIGNS = frozenset(("&&", "||", "|", "&", ";", ">", ">>", "<", "2>", "2>&1"))
-_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
+_SHELL_SIGN = re.compile(r"[|&;<>]")
+_VARIABLE = re.compile(r"\$[A-Za-z_]\w*|\$\(|`")
 _QUOTED = re.compile(r"""'[^']*'|"((?:\\.|[^"\\])*)"|\\.""", re.DOTALL)
 _ENV = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
@@ -188,6 +188,8 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
     if match is None:
         return f"{line.strip()[:60]!r}: expected '#@ intent: key=value ...' or '#@ id: NAME'"
     name, value = match[1].lower(), match[2].strip()
+    if name not in ("intent", "id") and (hint := did_you_mean(name, ("intent", "id"))).startswith("did you"):
+        return f"'#@ {name}:': {hint}"
     if name != "intent":
         duplicate = name in directives
         directives[name] = value
@@ -220,14 +222,14 @@ def _read_command(job: Job, **about: Any) -> Job:
 
 
 def shell_fault(job: Job) -> str | None:
-    """What is wrong with a job that needs a shell: unquoted operators, variables to expand. None if it needs none.
+    """What is wrong with a job that needs a shell: unquoted operators, something to expand. None if it needs none.
 
     Text quoted as for a shell is plain text here, too.
     """
     for word in _QUOTED.sub("''", job.command).split():
         if word.startswith("#"):
             return f"{word!r} begins no comment behind a command: write the comment on a line of its own above it"
-        if word in SHELL_SIGNS:
+        if _SHELL_SIGN.search(word):
             return f"{word!r} is for a shell, which does not read this line: write bash -c '...' around the command"
     expanded = _QUOTED.sub(lambda quoted: re.sub(r"\\.", "", quoted[1] or ""), job.command)
     if (variable := _VARIABLE.search(expanded)) and job.argv[0] not in ("bash", "sh"):

@@ -13,6 +13,7 @@ from launcher.gpus import gpus_needed
 from launcher.jobs import Job, shell_fault
 from launcher.ledger import HOST, Ledger
 from launcher.ranks import Ranks
+from launcher.storage import stored_in
 
 STATUS_HINTS = {
     "!": "failed (--failed takes it)",
@@ -89,8 +90,8 @@ def check(ledger: Ledger, options: Options) -> None:
         if run in seen:
             raise UsageError(f"{name} lines {seen[run]} and {job.line_number} are both {job.id}: run names must differ")
         seen[run] = job.line_number
-        folder = job.value("run_dir") or job.value("out_dir")
-        if folder and "$" not in folder and not job.resumes:
+        folder = stored_in(job)
+        if folder is not None and not job.resumes:
             if folder in folders:
                 raise UsageError(
                     f"{name} lines {folders[folder]} and {job.line_number} both write to {folder}: one each"
@@ -116,8 +117,12 @@ def describe(number: int, job: Job, options: Options) -> str:
 
 def nothing_to_do(ledger: Ledger, options: Options) -> str:
     """Why nothing was started."""
-    named = [job for job in ledger.read().jobs if options.only and options.selects(job)]
-    return f"nothing to do in {ledger.path.name}" + "".join(f"; {job.id} is {STATUS_HINTS[job.mark]}" for job in named)
+    jobs = ledger.read().jobs
+    named = [job for job in jobs if options.only and options.selects(job)]
+    hints = [f"; {job.id} is {STATUS_HINTS[job.mark]}" for job in named]
+    failed = 0 if options.only else sum(job.mark == "!" for job in jobs)
+    hints += [f"; {failed} failed (--failed takes {'it' if failed == 1 else 'them'})"] * bool(failed)
+    return f"nothing to do in {ledger.path.name}" + "".join(hints)
 
 
 def unknown_owners(ledger: Ledger) -> list[str]:

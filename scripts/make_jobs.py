@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code; errors are printed in one line."""
     args = parse(argv)
     try:
+        if args.append and not args.out:
+            raise UsageError("--append adds to a job file: name it with --out FILE")
         lines, count = job_lines(load(args.grid))
         if args.out:
             write(lines, args.out, append=args.append)

@@ -52,6 +52,7 @@ def test_the_parts_of_a_file() -> None:
         ("#@ intent mode=x\n[ ] python a.py", 1, "expected '#@ intent"),
         ("#@ intent: mode\n[ ] python a.py", 1, "'mode' is not key=value"),
         ("[ ] python a.py\n#@ id: lost\n", 2, "without a job"),
+        ("#@ intnet: mode=x\n[ ] python a.py", 1, "did you mean 'intent'?"),
     ],
 )
 def test_lines_that_say_nothing_are_problems(text: str, line: int, words: str) -> None:

@@ -80,6 +80,7 @@ def _yaml(value: object) -> str:
         (("lr: [1e-3, 2.0e-3]", "arch.num_heads: [2]"), "arch.num_heads is set twice"),
         (("project_name=sweep", "run_name=r"), "run_name=r is made from the factors"),
         (("project_name=sweep", "note='x"), "no closing quotation"),
+        (("project_name=sweep", "; ls"), "';' is for a shell"),
         (("base:", "bas:"), "base: COMMAND"),
         (("factors:", "factors: ["), "grid"),
     ],
@@ -116,6 +117,8 @@ def test_jobs_are_appended_to_a_job_file_only(tmp_path: Path, capsys: pytest.Cap
         assert main([str(tmp_path / "grid.yaml"), "--out", str(out), "--append"]) == 2
         assert str(out) in capsys.readouterr().err
     assert (tmp_path / "poem.txt").read_text() == "not a job\n"
+    assert main([str(tmp_path / "grid.yaml"), "--append"]) == 2
+    assert "name it with --out FILE" in capsys.readouterr().err
 
 
 def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -> None:
@@ -132,6 +135,9 @@ def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -
         ("base: python a.py --lr=3\nfactors: {lr: [1, 2]}\n", "lr is set twice"),
         ("base: python a.py --lr 3\nfactors: {lr: [1, 2]}\n", "lr is set twice"),
         ("base: python a.py\nfactors: {lr: [1], lr: [2]}\n", "duplicate key"),
+        ("base: python a.py\nintent: mode\nseeds: 2\n", "intent: expected {mode: embedding, act: dynamic, ...}"),
+        ("base: python train_animal.py\nseeds: 2\n", "one folder for their runs: write output_dir=FOLDER/${run_name}"),
+        ("base: python train.py --out_dir a\nseeds: 2\n", "for their runs: write out_dir=FOLDER/${run_name}"),
     ],
 )
 def test_no_factor_is_dropped(tmp_path: Path, grid: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def test_in_order_with_state_logs_and_exit_code(place: Path, capsys: pytest.Capt
     assert "new run" in log
     code, output = run(place, capsys)
     assert (code, marks(place)) == (0, "xx!x")
-    assert "nothing to do" in output
+    assert "nothing to do in jobs-a.txt; 1 failed (--failed takes it)" in output
 
 
 def test_commands_arrive_as_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

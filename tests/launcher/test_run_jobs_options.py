@@ -114,7 +114,10 @@ def test_a_line_may_resume_the_run_of_an_earlier_one(place: Path, capsys: pytest
         (["[ ] python 'job.py"], [], "line 1: the command cannot be split"),
         (["[ ] python job.py \\", "  x=1"], [], "line 1: a job is one line: write it without \\ at the end"),
         (["[ ] python job.py > log"], [], "line 1: '>' is for a shell, which does not read this line: write bash -c"),
+        (["[ ] python job.py 2>log"], [], "line 1: '2>log' is for a shell"),
+        (["[ ] python job.py; python job.py x"], [], "line 1: 'job.py;' is for a shell"),
         (["[ ] python job.py run_dir=$HOME/a"], [], "line 1: $HOME is for a shell"),
+        (["[ ] python job.py run_name=$(date)"], [], "line 1: $( is for a shell"),
         (["[ ] python job.py '#' a#b # a note"], [], "line 1: '#' begins no comment behind a command: write"),
         (["[ ] python job.py\r[ ] python job.py x"], [], "line 1: its lines end with a carriage return alone"),
         (["#@ id: a", "#@ id: b", "[ ] python job.py"], [], "line 2: '#@ id:' appears twice above one job"),
@@ -122,6 +125,16 @@ def test_a_line_may_resume_the_run_of_an_earlier_one(place: Path, capsys: pytest
             ["[ ] python job.py run_dir=a run_name=x", "[ ] python job.py --run_dir a run_name=y"],
             [],
             "lines 1 and 2 both write to a: one each",
+        ),
+        (
+            ["[ ] python train_animal.py output_dir=a seed=1", "[ ] python train_animal.py --output_dir ./a seed=2"],
+            [],
+            "lines 1 and 2 both write to a: one each",
+        ),
+        (
+            ["[ ] python train.py -m seed=1,2", "[ ] python train.py seed=1", "[ ] python train.py seed=2"],
+            [],
+            "lines 2 and 3 both write to the out_dir of train.py: one each",
         ),
         (["[ ] python job.py run_name=a", "[ ] python job.py run_name=a x"], [], "lines 1 and 2 are both a"),
         (
