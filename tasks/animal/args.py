@@ -20,7 +20,7 @@ IN_LOSS = ("objective", "w_c", "w_o", "w_kl", "alpha_c", "alpha_o", "invalid_pen
 ALIASES = {
     **{name: f"arch.{name}" for name in IN_ARCH},
     **{name: f"arch.loss.{name}" for name in IN_LOSS},
-    "dtype": "arch.forward_dtype",
+    **dict.fromkeys(("dtype", "forward_dtype"), "arch.forward_dtype"),
     "use_wandb": "enable_wandb",
     "wandb_project": "project_name",
     "wandb_name": "run_name",

@@ -98,7 +98,7 @@ def read_concept(
     path = SHIPPED if file is None else user_path(file)
     shown = f"concept_file={file}" if file is not None else "config/concepts.json"
     try:
-        known = read_json(path)
+        known = read_json(path, unique=True)
     except (OSError, Unreadable) as error:
         raise UsageError(f"{shown} {reason_of(error)}") from None
     if not _is_table(known):

@@ -203,6 +203,7 @@ def test_the_snippets_of_the_guide_run() -> None:
         (["--report_to", "wandb"], "enable_wandb=true"),
         (["--use_cpu"], "device=cpu"),
         (["--bf16"], "dtype=bfloat16"),
+        (["forward_dtype=fp16"], "forward_dtype: 'fp16' is not one of auto|bfloat16|float16|float32"),
         (["cluster_selection=silhouette"], "n_clusters=5 and max_n_clusters=null: give max_n_clusters=10"),
         (["cluster_selection=silhouette", "max_n_clusters=4"], "max_n_clusters=4: give"),
         (["lora_target_modules=[]"], "arch.lora_target_modules=[]"),

@@ -188,12 +188,14 @@ def test_spans_are_ordered_cover_the_text_and_hold_the_mention() -> None:
         ("animal", None, ["cat"], "concept_options: concept animal needs two options or more, got cat"),
         ("animal", "twice.json", None, "the word 'pet' means cat and dog"),
         ("animal", "plural.json", None, "the word 'dogs' means cat and dog"),
+        ("animal", "again.json", None, "concept_file=again.json has the key 'cat' twice"),
     ],
 )
 def test_unusable_concepts(tmp_path, monkeypatch, name, file, options, expected) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text('{"animal": ["cat"]}')
     (tmp_path / "plural.json").write_text('{"animal": {"cat": ["dogs"], "dog": []}}')
+    (tmp_path / "again.json").write_text('{"animal": {"cat": ["pet"], "dog": [], "cat": []}}')
     (tmp_path / "twice.json").write_text('{"animal": {"cat": ["pet"], "dog": ["Pet"]}}')
     with pytest.raises(UsageError) as error:
         read_concept(name, file, options)
