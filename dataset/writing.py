@@ -117,7 +117,8 @@ def building(root: str | Path) -> Iterator[Path]:
         try:
             held.enter_context(file_lock(root.parent / f".{root.name}.lock", wait=True))
         except OSError as error:
-            raise UsageError(f"{root} cannot be built there ({error.strerror}): choose another --output-dir") from None
+            hint = "make the folder writable, or build it in another one (--output-dir of its builder)"
+            raise UsageError(f"{root} cannot be built there ({error.strerror}): {hint}") from None
         for leftover in root.parent.glob(f".{root.name}{TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for replaced in root.parent.glob(f".{root.name}{REPLACED}*"):

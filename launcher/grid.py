@@ -197,9 +197,15 @@ def _check_folders(base: Job, lines: list[str]) -> None:
 
 
 def write(lines: list[str], out: Path, *, append: bool) -> None:
-    """Write the job file. Raises: UsageError if it exists (without `append`) or has a job of the same name."""
+    """Write the job file.
+
+    Raises: UsageError if it exists (without `append`), has a job of the same name, or cannot be written.
+    """
     if not out.exists():
-        atomic_write_text(out, "\n".join(lines) + "\n")
+        try:
+            atomic_write_text(out, "\n".join(lines) + "\n")
+        except OSError as error:
+            raise UsageError(f"{out} cannot be written ({error.strerror}): choose another place") from None
         return
     if not out.is_file():
         raise UsageError(f"{out} is not a file: name a job file to write")

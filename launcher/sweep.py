@@ -173,9 +173,11 @@ def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
     """Context of a sweep with the command line `words`; yields the list that has the jobs' exit codes at the end.
 
     After a first signal, running jobs write their checkpoints and no others start; a second Ctrl-C stops at once. At
-    the end the table of results is printed and written. Raises: UsageError: an empty range, or no folder can be made.
+    the end the table of results is printed and written. Raises: UsageError: an empty range, an invalid number of ranks,
+    or no folder can be made.
     """
     swept = swept_keys(words)
+    ranks()
     parent = Path("multirun").resolve()
     folder = parent / _folder_name()
     shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with the same pid

@@ -117,6 +117,8 @@ def test_jobs_are_appended_to_a_job_file_only(tmp_path: Path, capsys: pytest.Cap
         assert main([str(tmp_path / "grid.yaml"), "--out", str(out), "--append"]) == 2
         assert str(out) in capsys.readouterr().err
     assert (tmp_path / "poem.txt").read_text() == "not a job\n"
+    assert main([str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "poem.txt/jobs.txt")]) == 2
+    assert f"{tmp_path}/poem.txt/jobs.txt cannot be written" in capsys.readouterr().err
     assert main([str(tmp_path / "grid.yaml"), "--append"]) == 2
     assert "name it with --out FILE" in capsys.readouterr().err
 

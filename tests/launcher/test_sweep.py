@@ -233,11 +233,13 @@ def test_a_signal_to_the_sweep_stops_its_jobs_well(project: Path, launcher: str)
     assert not list((project / "multirun").glob(".sweep-*"))
 
 
-def test_a_number_of_ranks_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_of_ranks_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks() == 1
     monkeypatch.setenv(RANKS, "two")
-    with pytest.raises(UsageError, match="LOOPFORGE_RANKS=two"):
-        ranks()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="LOOPFORGE_RANKS=two"), launcher.sweep.sweep():
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_where_nothing_can_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
