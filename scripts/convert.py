@@ -12,6 +12,7 @@ they contradict each other, all mismatching tensors are listed with both shapes,
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-table", action="store_true", help="pretrained: leave the puzzle table out")
     add_card_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    given = [str(path) for path in args.data or ()]
+    args.values += [
+        word for word in given if _is_setting(word)
+    ]  # `--data PATH KEY=VALUE`: argparse gives both to --data
+    args.data = [Path(word) for word in given if not _is_setting(word)] or None
+    return args
+
+
+def _is_setting(word: str) -> bool:
+    """Is this word behind --data a KEY=VALUE, and not a folder with = in its name?"""
+    return re.match(r"[A-Za-z_][\w.]*=", word) is not None and not Path(word).exists()
 
 
 def main(args: argparse.Namespace) -> None:

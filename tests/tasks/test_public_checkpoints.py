@@ -196,6 +196,16 @@ def test_what_shapes_cannot_tell_comes_from_the_user(data: Path, tmp_path: Path)
         imported(tmp_path / "c", data, None, state, "arch.H_cycle=3")
 
 
+def test_keys_behind_the_data_are_keys(tmp_path: Path) -> None:
+    """argparse gives every word behind --data to it: they became data sets, and their values were lost."""
+    odd = tmp_path / "a=b"
+    odd.mkdir()
+    asked = arguments("import", "x", "y", "lr=1", "--data", str(odd), "data/z=1", "arch.H_cycles=3", "--step", "4")
+    assert asked.data == [odd, Path("data/z=1")]
+    assert asked.values == ["lr=1", "arch.H_cycles=3"]
+    assert arguments("import", "x", "y").data is None
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.model.", "model.", "module._orig_mod.model.", "_orig_mod.", ""])
 def test_prefixes(prefix: str, tmp_path: Path) -> None:
     _, state = public_files.make("trm", **SHAPE)
