@@ -25,11 +25,14 @@ ACTIVATIONS = {  # ours -> transformers'
 def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """arch.* values for a GPT-2 with this config.json (`n_layer`, `n_head`, `n_embd`, `n_positions`, ...).
 
-    Raises ValueError for unsupported variants.
+    Raises ValueError that names a missing or unusable key, or an unsupported variant.
     """
+    for name in ("n_layer", "n_head", "n_embd"):
+        if name not in hf_config:
+            raise ValueError(f"{name} is missing: expected a positive integer")
     activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
     activation = hf_config.get("activation_function", "gelu_new")
-    if activation not in activations:
+    if not isinstance(activation, str) or activation not in activations:
         raise ValueError(f"activation_function={activation}: expected one of {', '.join(activations)}")
     for name, plain in (
         ("model_type", "gpt2"),
@@ -40,7 +43,10 @@ def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if hf_config.get(name, plain) != plain:
             raise ValueError(f"{name}={hf_config[name]}: only {name}={plain} is supported")
-    width = hf_config["n_embd"]
+    width, inner = hf_config["n_embd"], hf_config.get("n_inner")
+    for name, value in (("n_embd", width), *([] if inner is None else [("n_inner", inner)])):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a positive integer")
     return {
         "n_layer": hf_config["n_layer"],
         "n_head": hf_config["n_head"],
@@ -48,6 +54,6 @@ def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
         "block_size": hf_config.get("n_positions", 1024),
         "bias": True,
         "activation_variant": activations[activation],
-        "mlp_expansion_factor": (hf_config.get("n_inner") or 4 * width) / width,
+        "mlp_expansion_factor": (inner or 4 * width) / width,
         "norm_eps": hf_config.get("layer_norm_epsilon", 1e-5),
     }

@@ -63,16 +63,14 @@ def from_gpt2(
         if tensor is None:
             problems.append(f"{source} is missing")
             continue
-        if tensor.dim() != len(expected):
-            problems.append(f"{source} is {list(tensor.shape)}, expected {list(expected)}")
+        transposed = conv1d and _is_matrix(name)
+        stored = expected[::-1] if transposed else expected
+        if tensor.dim() == len(stored) and (name == _WPE or (name == _WTE and len(tensor) - stored[0] <= _MAX_PADDING)):
+            tensor = tensor[: stored[0]]
+        if tuple(tensor.shape) != stored:
+            problems.append(f"{source} is {list(tensor.shape)}, expected {list(stored)}")
             continue
-        if conv1d and _is_matrix(name):
-            tensor = tensor.t()
-        if name == _WPE or (name == _WTE and len(tensor) - expected[0] <= _MAX_PADDING):
-            tensor = tensor[: expected[0]]
-        if tuple(tensor.shape) != expected:
-            problems.append(f"{source} is {list(tensor.shape)}, expected {list(expected)}")
-        mapped[name] = tensor.contiguous()
+        mapped[name] = (tensor.t() if transposed else tensor).contiguous()
     problems += [f"{name} is not known" for name in bare]
     if problems:
         raise ValueError(f"not the weights of this GPT-2: {_first(problems)}")

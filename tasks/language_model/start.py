@@ -52,11 +52,14 @@ def load_gpt2(config: TrainConfig, model: Any, folders: Sequence[Path]) -> None:
     require_gpt2_tokens(folders)
     folder = find_gpt2(config.gpt2_type)
     try:
-        mapped = from_gpt2(read_gpt2(folder), model.config, model.shape)
+        theirs = read_gpt2(folder)
+        mapped = from_gpt2(theirs, model.config, model.shape)
     except ValueError as error:
         raise UsageError(f"init_from=gpt2 gpt2_type={config.gpt2_type}: {error}") from None
     model.load_state_dict(mapped, strict=True)
-    cut = f", positions cut to {model.config.block_size}" if model.config.block_size < 1024 else ""
+    there = next(len(table) for name, table in theirs.items() if name.endswith("wpe.weight"))
+    size = model.config.block_size
+    cut = f", positions cut to {size} of {there}" if size < there else ""
     print_rank0(f"weights     GPT-2 from {folder}{cut}")
 
 

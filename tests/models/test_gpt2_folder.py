@@ -107,7 +107,8 @@ WTE, QKV = "transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"
         (WTE, lambda w: w.to("meta"), "is empty"),
         (QKV, lambda w: w / 0, "c_attn.weight holds numbers that are not finite"),
         (WTE, lambda w: w.sum(), r"wte.weight is \[\], expected \[33, 8\]"),
-        (QKV, lambda w: w[None], r"c_attn.weight is \[1, 8, 24\], expected \[24, 8\]"),
+        (QKV, lambda w: w[None], r"c_attn.weight is \[1, 8, 24\], expected \[8, 24\]"),
+        (QKV, lambda w: w.t(), r"c_attn.weight is \[24, 8\], expected \[8, 24\]"),  # as in the file, not as in ours
         ("wte.weight", lambda w: torch.ones(33, 8), "wte.weight is there twice"),
     ],
 )
@@ -146,6 +147,24 @@ def test_a_config_that_cannot_be_used_is_one_line(tmp_path: Path, content: str) 
     with pytest.raises(UsageError, match=r"config.json \(") as caught:
         gpt2_sizes(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layer": None}, "n_layer is missing: expected a positive integer"),
+        ({"n_embd": 0}, "n_embd=0: expected a positive integer"),
+        ({"n_inner": "32"}, "n_inner='32': expected a positive integer"),
+        ({"activation_function": ["relu"]}, r"activation_function=\['relu'\]: expected one of gelu_new"),
+    ],
+)
+def test_a_key_of_the_config_is_named(tmp_path: Path, change: dict, message: str) -> None:
+    content = {"n_layer": 1, "n_head": 1, "n_embd": 4, **change}
+    (tmp_path / "config.json").write_text(
+        json.dumps({key: value for key, value in content.items() if value is not None})
+    )
+    with pytest.raises(UsageError, match=message):
+        gpt2_sizes(str(tmp_path))
 
 
 @pytest.mark.parametrize(

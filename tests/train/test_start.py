@@ -68,7 +68,8 @@ def test_gpt2_has_the_loss_that_transformers_gives_it(place: Path, released: Pat
 
 
 def test_a_shorter_context_crops_the_positions(place: Path, released: Path) -> None:
-    train(place, *GPT2, f"--gpt2_type={released}", "--block_size=8")
+    cut = attempt(place, *GPT2, f"--gpt2_type={released}", "--block_size=8", "out_dir=out/r")
+    assert f"weights     GPT-2 from {released}, positions cut to 8 of 16\n" in cut.output
     ours = load_file(place / "out/r/ckpt_last.pt/model.safetensors")
     original = load_file(released / "model.safetensors")
     assert torch.equal(ours["wpe.embedding_weight"], original["transformer.wpe.weight"][:8])
