@@ -59,12 +59,16 @@ def resume_overrides(entry: str, given: dict[str, str], run_key: str, typed: dic
     """`run_dir=` and `resume_from=` for the run and checkpoint that a command resumes, and the keys of its base; empty
     if there is no run, which the launch reports with the folder that it searched. `given`: the command's overrides.
 
-    Raises: UsageError for a run of another script.
+    Raises: UsageError for a run of another script, or for none of that name among others.
     """
     folder = Path(setting(given, "out_dir")) / given["active_dataset"]
     if directory := given.get("checkpoint_dir"):
         run = run_path(directory, folder)
-        typed["run_dir"] = typed.get("checkpoint_dir", "checkpoint_dir")
+        key = typed["run_dir"] = typed.get("checkpoint_dir", "checkpoint_dir")
+        known = [each.name for each in runs_of(folder, setting(given, run_key))]
+        if known and not run.exists():
+            hint = did_you_mean(directory, known)
+            raise UsageError(f"{key}={directory}: nothing to resume: no checkpoint in {run}: {hint}")
     else:
         runs = runs_of(folder, setting(given, run_key))
         if not runs:
@@ -161,7 +165,7 @@ def base_checkpoint(
     """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` (or other `keys`) name. A bare name is searched under
     the active data set first, then under all, since a base is usually trained on another data set.
 
-    Raises: UsageError that names the folders searched and the choices.
+    Raises: UsageError that names the folders searched and the choices, or a file of torch.save.
     """
     run = run_path(directory, Path(out_dir) / dataset)
     if not run.is_dir() and "/" not in directory:
@@ -175,4 +179,9 @@ def base_checkpoint(
             f"{keys[0]}={directory}: there is no such run in {where}: {did_you_mean(directory, bases)}; "
             "python feedforward_train.py makes one"
         )
-    return checkpoint_in(run, name, keys[1])
+    checkpoint = checkpoint_in(run, name, keys[1])
+    if checkpoint.is_file() and checkpoint.name not in ("latest", "best"):  # the pointers of a run are files, too
+        raise UsageError(
+            f"{keys[1]}={name}: {checkpoint} is a file: expected a checkpoint (a folder) of feedforward_train.py"
+        )
+    return checkpoint

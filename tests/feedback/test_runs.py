@@ -288,7 +288,8 @@ def test_a_data_set_of_ones_own_is_resumed_by_its_name(place: Path) -> None:
     assert result.code == 0, result.output
     assert "resuming from step_1" in result.output
     refused = run_script("feedforward_train", *words, "--checkpoint_dir", "gone", cwd=place)
-    assert "nothing to resume: no checkpoint in .out/mine/gone" in errors(refused.output)[0]
+    message = "checkpoint_dir=gone: nothing to resume: no checkpoint in .out/mine/gone: choose one of ff_model_"
+    assert message in errors(refused.output)[0]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

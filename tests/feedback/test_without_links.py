@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from tasks.feedback.runs import checkpoint_in
+from tasks.feedback.runs import base_checkpoint, checkpoint_in
 
 
 @pytest.fixture
@@ -47,3 +47,13 @@ def test_a_link_whose_target_is_gone_is_no_other_checkpoint(run: Path) -> None:
     (run / "checkpoints/latest").write_text("../elsewhere")
     with pytest.raises(UsageError, match="there is no such checkpoint"):
         checkpoint_in(run, "epoch_ckpt_gsm8k.pt", "checkpoint_name")
+
+
+def test_a_file_is_no_base(run: Path) -> None:
+    """The published code writes files of torch.save; the pointers of a run are files that name a checkpoint."""
+    (run / "epoch_ckpt_gsm8k.pt").touch()
+    with pytest.raises(
+        UsageError, match=r"ff_checkpoint_name=epoch_ckpt_gsm8k.pt: .* is a file: expected a checkpoint"
+    ):
+        base_checkpoint(f"{run}/", "epoch_ckpt_gsm8k.pt", ".out", "gsm8k")
+    assert base_checkpoint(f"{run}/", "latest", ".out", "gsm8k") == run / "checkpoints/latest"
