@@ -58,6 +58,7 @@ def dry_run(words: str, here: Path, *more: str) -> tuple[int, str]:
     """(exit code, what is printed, with names in place of this machine's paths)."""
     (here / "jobs.txt").write_text(JOBS)
     (here / "none.txt").write_text("python pretrain.py\n")
+    (here / "shell.txt").write_text("[ ] python pretrain.py > log\n")
     argv = shlex.split(words.replace("HERE", str(here)))
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = launch.main(["--cwd", str(ROOT), "--dry-run", *more, *argv])
@@ -203,6 +204,7 @@ def test_where_the_machines_meet(head: str, meets: list[str]) -> None:
         ),
         ("--to local HERE/jobs.txt:", "which job? HERE/jobs.txt:NAME, with one of small, large"),
         ("--to local HERE/none.txt:a", "HERE/none.txt has no job: a job is a line that begins with '[ ] '"),
+        ("--to local HERE/shell.txt:L1", "shell.txt line 1: '>' is for a shell, which does not read this line"),
         ("--to skypilot --ranks 1 -- python pretrain.py", "1 GPU(s) on each node, of which kind? Give --accelerator"),
         ("--to skypilot --out HERE HERE/jobs.txt:small", "HERE is a folder: name a file in it"),
         ("--to skypilot --cwd HERE HERE/jobs.txt:small", "--to skypilot copies the folder in which the command runs"),
