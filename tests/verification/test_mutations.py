@@ -122,7 +122,7 @@ TENTHS = [number // 10 if good.edits and not good.everything else None for numbe
 """Of changed code that is right, nine of ten are slow."""
 
 
-@pytest.mark.parametrize(("fault", "probes"), some_slow(FAULTS, STEPS_OF, one_of=4))
+@pytest.mark.parametrize(("fault", "probes"), some_slow(FAULTS, STEPS_OF, one_of=10))
 def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, probes: bool, pristine: Path) -> None:
     findings = examine(fault, pristine, probes)
     right = {f.code for f in findings if f.level == fault.level}
