@@ -61,12 +61,13 @@ class LoraLM(nn.Module):
         # raised within peft
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         targets = lora_targets(base.model, config.lora_target_modules)
+        alpha: Any = config.lora_alpha  # peft annotates an int
         self.wrapped: Any = _Unregistered(
             peft.get_peft_model(
                 base.model.to(dtype),
                 peft.LoraConfig(
                     r=config.lora_r,
-                    lora_alpha=config.lora_alpha,
+                    lora_alpha=alpha,
                     lora_dropout=config.lora_dropout,
                     target_modules=targets,
                     fan_in_fan_out=_kind(base.model, targets) == "Conv1D",

@@ -30,7 +30,8 @@ def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         transformers.utils.logging.disable_progress_bar()
         how: dict[str, Any] = {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how)
+        model, report = loaded
     except Exception as error:  # whatever is missing or wrong in the folder
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(f"model_name_or_path={name} cannot be loaded by transformers: {first}") from None

@@ -80,7 +80,7 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     }
 
 
-def _gpt2(vocab_size: int, **sizes: int) -> Any:
+def _gpt2(vocab_size: int, **sizes: Any) -> Any:
     from transformers import GPT2Config
 
     return GPT2Config(vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
