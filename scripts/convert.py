@@ -57,10 +57,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-table", action="store_true", help="pretrained: leave the puzzle table out")
     add_card_arguments(parser)
     args = parser.parse_args(argv)
-    given = [str(path) for path in args.data or ()]
-    args.values += [
-        word for word in given if _is_setting(word)
-    ]  # `--data PATH KEY=VALUE`: argparse gives both to --data
+    given = [str(path) for path in args.data or ()]  # `--data PATH KEY=VALUE`: argparse gives both to --data
+    args.values += filter(_is_setting, given)
     args.data = [Path(word) for word in given if not _is_setting(word)] or None
     return args
 

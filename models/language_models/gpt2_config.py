@@ -30,7 +30,8 @@ def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("n_layer", "n_head", "n_embd"):
         if name not in hf_config:
             raise ValueError(f"{name} is missing: expected a positive integer")
-    activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
+    activations = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
+    activations |= {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
     activation = hf_config.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in activations:
         raise ValueError(f"activation_function={activation}: expected one of {', '.join(activations)}")

@@ -43,7 +43,13 @@ def loaded(config: GPTConfig, weights: dict[str, Tensor]) -> GPT:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"activation_function": "relu", "n_inner": 48, "layer_norm_epsilon": 1e-3}], ids=["plain", "other"]
+    "changes",
+    [
+        {},
+        {"activation_function": "relu", "n_inner": 48, "layer_norm_epsilon": 1e-3},
+        {"activation_function": "swish"},
+    ],
+    ids=["plain", "other", "swish"],
 )
 def test_import_has_the_logits_of_transformers(changes: dict) -> None:
     hf, ids = theirs(**changes), draw(2, 24, words=WORDS)
