@@ -16,7 +16,7 @@ from engine.io import did_you_mean, user_path
 from engine.registry import ROOT
 from launcher.command import parse
 from launcher.gpus import gpus_needed
-from launcher.jobs import Job, command_job, find, shell_fault
+from launcher.jobs import Job, command_job, fault_of, find
 from launcher.ledger import Ledger
 from launcher.queue import names_of
 from launcher.ranks import PORT, Ranks, ranks_of
@@ -167,7 +167,7 @@ def job_of(text: str | None, command: list[str]) -> tuple[Job, Ledger | None]:
         if not matches:
             raise UsageError(f"{ledger.path.name} has no job {name}: {did_you_mean(name, known)}")
         job = matches[0]
-    if fault := job.error or shell_fault(job):
+    if fault := fault_of(job):
         raise UsageError(f"{ledger.path.name} line {job.line_number}: {fault}" if ledger else fault)
     return job, ledger
 

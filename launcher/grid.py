@@ -20,7 +20,7 @@ from engine.cli.translate import quote, render
 from engine.errors import UsageError
 from engine.io import atomic_write_text, did_you_mean
 from engine.reading import Unreadable, read_yaml, reason_of
-from launcher.jobs import Job, command_job, parse_text, shell_fault
+from launcher.jobs import Job, command_job, fault_of, parse_text
 from launcher.ledger import Ledger
 from launcher.storage import folder_key, stored_in
 
@@ -152,7 +152,7 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
     """(lines of the job file, number of jobs). Raises: UsageError if two jobs would share a name or a command."""
     base = str(grid["base"]).strip()
     job = command_job(" ".join(base.split("\n")))
-    if fault := job.error or shell_fault(job):
+    if fault := fault_of(job):
         raise UsageError(f"base: {fault}")
     if job.run_name is not None:
         raise UsageError(f"base: run_name={job.run_name} is made from the factors: use name: {job.run_name}")

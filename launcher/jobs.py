@@ -221,11 +221,12 @@ def _read_command(job: Job, **about: Any) -> Job:
     return replace(job, command=command, argv=tuple(words), env=env, owner=owner, error=error, **about)
 
 
-def shell_fault(job: Job) -> str | None:
-    """What is wrong with a job that needs a shell: unquoted operators, something to expand. None if it needs none.
-
-    Text quoted as for a shell is plain text here, too.
+def fault_of(job: Job) -> str | None:
+    """Why a job cannot run as written: it cannot be read, or needs a shell for unquoted operators or for something to
+    expand. None if it can. Text quoted as for a shell is plain text here, too.
     """
+    if job.error:
+        return job.error
     for word in _QUOTED.sub("''", job.command).split():
         if word.startswith("#"):
             return f"{word!r} begins no comment behind a command: write the comment on a line of its own above it"

@@ -10,7 +10,7 @@ from engine.errors import UsageError
 from engine.io import did_you_mean
 from launcher.children import with_our_python
 from launcher.gpus import gpus_needed
-from launcher.jobs import Job, shell_fault
+from launcher.jobs import Job, fault_of
 from launcher.ledger import HOST, Ledger
 from launcher.ranks import Ranks
 from launcher.storage import stored_in
@@ -84,7 +84,7 @@ def check(ledger: Ledger, options: Options) -> None:
     for job in file.jobs:
         if not options.selects(job) or job.mark not in " -" + options.marks:
             continue
-        if why := job.error or shell_fault(job):
+        if why := fault_of(job):
             raise UsageError(f"{name} line {job.line_number}: {why}")
         run = (job.id, None if job.label else job.value("project_name"))
         if run in seen:

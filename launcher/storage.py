@@ -24,13 +24,13 @@ def stored_in(job: Job) -> str | None:
 
     Jobs with the same answer store their runs in one folder.
     """
-    key = folder_key(job) if _entry(job) else "out_dir"
+    entry = _entry(job)
+    key = folder_key(job) if entry else "out_dir"
     if folder := job.value("run_dir") or (job.value(key) if key else None):
         return None if "$" in folder else os.path.normpath(Path(folder).expanduser())
-    if key is None or not _entry(job) or "-m" in job.argv or "--multirun" in job.argv or job.value("config"):
+    if key is None or not entry or "-m" in job.argv or "--multirun" in job.argv or job.value("config"):
         return None
-    recipe = job.value("config_name")
-    return f"the {key} of {recipe or f'{_entry(job)}.py'}"
+    return f"the {key} of {job.value('config_name') or f'{entry}.py'}"
 
 
 def _entry(job: Job) -> str:

@@ -177,7 +177,7 @@ def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
     or no folder can be made.
     """
     swept = swept_keys(words)
-    ranks()
+    ranks()  # raises before anything is written
     parent = Path("multirun").resolve()
     folder = parent / _folder_name()
     shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with the same pid

@@ -65,9 +65,8 @@ def resume_overrides(entry: str, given: dict[str, str], run_key: str, typed: dic
     if directory := given.get("checkpoint_dir"):
         run = run_path(directory, folder)
         key = typed["run_dir"] = typed.get("checkpoint_dir", "checkpoint_dir")
-        known = [each.name for each in runs_of(folder, setting(given, run_key))]
-        if known and not run.exists():
-            hint = did_you_mean(directory, known)
+        if not run.exists() and (runs := runs_of(folder, setting(given, run_key))):
+            hint = did_you_mean(directory, [each.name for each in runs])
             raise UsageError(f"{key}={directory}: nothing to resume: no checkpoint in {run}: {hint}")
     else:
         runs = runs_of(folder, setting(given, run_key))
