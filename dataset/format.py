@@ -118,16 +118,17 @@ class PuzzleSplit:
         """As `batch`, with tokens in the narrowest type (`token_type`): int8 for uint8, a quarter of the bytes."""
         for file in self.files:
             file.require_whole()
-        inputs, stored = (_take_rows(array, examples) for array in (self.inputs, self.labels))
-        if not self.whole:
-            self._check_batch(inputs, stored, examples)
         dtype = token_type(self.metadata)
+        stored = _take_rows(self.labels, examples)
         labels = _narrow(stored, dtype)
         if (ignored := self.metadata.ignore_label_id) is not None:
             # By addition: a masked assignment takes seven times as long if half of the cells are padding.
             shift = (stored == ignored).view(np.int8).astype(dtype, copy=False)
             shift *= np.array(IGNORE - ignored).astype(dtype)  # may wrap around, and so does the sum
             labels = np.add(shift, labels, out=shift)
+        inputs = _take_rows(self.inputs, examples)  # after the labels, which the cache still held
+        if not self.whole:
+            self._check_batch(inputs, stored, examples)
         identifiers = self.puzzle_identifiers[self.puzzles_of(examples)].astype(np.int32)
         if self.identifier_offset:
             identifiers[identifiers != self.metadata.blank_identifier_id] += self.identifier_offset
