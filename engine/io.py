@@ -129,11 +129,13 @@ def atomic_directory(final: str | os.PathLike[str], *, replace: bool = False) ->
     All files inside and the directories themselves are fsynced before the rename.
 
     Raises: FileExistsError if `final` exists, unless `replace`: then the old directory is moved aside, the new one
-    renamed into place, the old one removed (`remove_leftovers` repairs a kill between the renames).
+    renamed into place, the old one removed (`remove_leftovers` repairs a kill between the renames). Also if another
+    writer has made `final` in the meantime: its files stay.
     """
     final = Path(final)
+    exists = FileExistsError(errno.EEXIST, "exists already, remove it or choose another folder", str(final))
     if final.exists() and not replace:
-        raise FileExistsError(errno.EEXIST, "exists already, remove it or choose another folder", str(final))
+        raise exists
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(final, TEMPORARY)
     temporary.mkdir()
@@ -150,6 +152,8 @@ def atomic_directory(final: str | os.PathLike[str], *, replace: bool = False) ->
         shutil.rmtree(temporary, ignore_errors=True)
         if old is not None and old.exists() and not final.exists():
             os.rename(old, final)
+        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+            raise exists from None
         raise
     fsync_directory(final.parent)
     if old is not None:
@@ -169,11 +173,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
 
     A directory that was moved aside, but not replaced, is moved back instead.
     """
-    handled = []
     folder = Path(folder)
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not is_leftover(entry.name):
-            continue
+    leftovers = sorted(entry for entry in folder.iterdir() if is_leftover(entry.name)) if folder.is_dir() else []
+    for entry in leftovers:
         original = folder / entry.name[1:].rpartition(REPLACED)[0]
         if REPLACED in entry.name and not os.path.lexists(original):
             os.rename(entry, original)
@@ -181,8 +183,7 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
-        handled.append(entry.name)
-    return handled
+    return [entry.name for entry in leftovers]
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

@@ -85,6 +85,17 @@ def test_directory_in_the_way_is_kept_unless_replaced(tmp_path):
     assert names(tmp_path) == {"step"}
 
 
+def test_the_slower_of_two_writers_of_one_directory_says_that_it_exists(tmp_path):
+    """The rename fails as "Directory not empty", with the temporary name and a traceback."""
+    final = tmp_path / "graph"
+    with pytest.raises(FileExistsError, match=r"exists already.*graph'"), io.atomic_directory(final) as folder:  # noqa: PT012
+        (folder / "mine").touch()
+        with io.atomic_directory(final) as other:
+            (other / "theirs").touch()
+    assert names(final) == {"theirs"}
+    assert names(tmp_path) == {"graph"}
+
+
 def test_leftovers_go_and_a_directory_moved_aside_comes_back(tmp_path):
     (tmp_path / ".a.tmp-1-0").mkdir()
     (tmp_path / ".b.txt.tmp-1-0").touch()
