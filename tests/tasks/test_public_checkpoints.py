@@ -185,6 +185,8 @@ def test_what_shapes_cannot_tell_comes_from_the_user(data: Path, tmp_path: Path)
         UsageError, match=r"do not reveal H_cycles, L_cycles, halt_max_steps, num_heads, .* all_config.yaml is missing"
     ):
         imported(tmp_path / "a", data, None, state)
+    with pytest.raises(UsageError, match=r"puzzle_emb_len, and all_config\.yaml is empty: put the file"):
+        imported(tmp_path / "empty", data, {}, state)
     values = [f"arch.{key}={config['arch'][key]}" for key in ("H_cycles", "L_cycles", "halt_max_steps", "num_heads")]
     values += ["arch.pos_encodings=rope", "arch.puzzle_emb_len=4", "arch.forward_dtype=float32", "global_batch_size=2"]
     run = imported(tmp_path / "b", data, None, state, *values, name="checkpoint", prefix="module.model.")

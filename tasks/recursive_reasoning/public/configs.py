@@ -99,14 +99,14 @@ OF_THE_LAUNCH = ("project_name", "run_name", "checkpoint_path", "load_checkpoint
 
 
 def arch_block(
-    config: Mapping[str, Any], sizes: Sizes, overrides: Mapping[str, Any]
+    config: Mapping[str, Any] | None, sizes: Sizes, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """(a complete `arch` block in our keys, contradictions to the shapes). all_config.yaml overrides shapes, and
-    `overrides`, the keys that the user set, overrides both.
+    """(a complete `arch` block in our keys, contradictions to the shapes). all_config.yaml (`config`, None without such
+    a file) overrides shapes, and `overrides`, the keys that the user set, overrides both.
 
     Raises: UsageError for an unknown model, or keys that neither shapes nor config determine.
     """
-    stated = _stated(config, sizes) | dict(overrides)
+    stated = _stated(config or {}, sizes) | dict(overrides)
     kind = KINDS[sizes.kind]
     model: Any = resolve(kind.ours, "models", "arch.name").Config  # type: ignore[attr-defined]
     known = {field.name for field in fields(model)} - set(kind.unread)
@@ -118,7 +118,7 @@ def arch_block(
     arch = {"forward_dtype": "bfloat16", **sizes.arch, **stated}
     if arch["mlp_t"]:
         arch.setdefault("pos_encodings", "none")
-    _require(arch, kind, sizes, no_config=not config)
+    _require(arch, kind, sizes, config)
     width, mixed = arch["hidden_size"], sizes.mixed
     if "expansion" not in arch and isinstance(width, int) and width > 0:
         usual = swiglu_inner_size(width, 4.0) == sizes.inner
@@ -134,7 +134,7 @@ def arch_block(
     ]
     if arch.get("pos_encodings") == "learned" and "pos_encodings" not in sizes.arch:
         differing.append("pos_encodings is learned, the file has no table of positions")
-    loss = _block(config.get("arch")).get("loss")
+    loss = _block(_block(config).get("arch")).get("loss")
     loss_type = _block(loss).get("loss_type")
     block = {"name": LOSS, "loss_type": loss_type if loss_type in LOSS_TYPES else LOSS_TYPES[0], "precision": "float32"}
     return {"name": kind.ours, "loss": block, **complete}, differing
@@ -158,17 +158,18 @@ def _stated(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     return arch
 
 
-def _require(arch: Mapping[str, Any], kind: Kind, sizes: Sizes, *, no_config: bool) -> None:
+def _require(arch: Mapping[str, Any], kind: Kind, sizes: Sizes, config: Mapping[str, Any] | None) -> None:
     needed = [*kind.calls, "halt_max_steps"]
     needed += [] if arch["mlp_t"] else ["num_heads", "pos_encodings"]
-    if no_config and arch["puzzle_emb_ndim"] and "puzzle_emb_len" not in kind.unread:
+    if not config and arch["puzzle_emb_ndim"] and "puzzle_emb_len" not in kind.unread:
         needed.append("puzzle_emb_len")
     missing = [key for key in needed if key not in arch]
     if missing:
-        where = "all_config.yaml is missing" if no_config else "all_config.yaml does not give it"
+        where = "does not give it" if config else "is missing" if config is None else "is empty"
+        keys = " ".join(f"arch.{key}=..." for key in missing)
         raise UsageError(
-            f"shapes do not reveal {', '.join(missing)}, and {where}: put the file beside the state dict, or add "
-            + " ".join(f"arch.{key}=..." for key in missing)
+            f"shapes do not reveal {', '.join(missing)}, and all_config.yaml {where}: put the file beside the state "
+            f"dict, or add {keys}"
         )
 
 

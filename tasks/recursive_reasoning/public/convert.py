@@ -85,7 +85,7 @@ def import_run(args: Namespace) -> None:
         "run_name": folder.name,
         "run_dir": os.fspath(args.folder),
     }
-    resolved, left = run_config(source.config, arch, {**place, **overrides})
+    resolved, left = run_config(source.config or {}, arch, {**place, **overrides})
     if not resolved["data_paths"]:
         raise UsageError("all_config.yaml names no data: add --data FOLDER, the data set that the model is of")
     config: PretrainConfig = structure(PretrainConfig, {**resolved, "device": "cpu"})
@@ -174,7 +174,7 @@ def _origin(source: PublicCheckpoint) -> dict[str, Any]:
     return {
         "file": source.path.name,
         "sha256": sha256_file(source.path),
-        "config": source.config,
+        "config": source.config or {},
         "tensors": {name: [key, kinds[name]] for name, key in source.keys.items()},
     }
 

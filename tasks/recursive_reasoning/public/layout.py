@@ -50,8 +50,8 @@ class PublicCheckpoint:
 
     path: Path
     """The state dict."""
-    config: dict[str, Any]
-    """all_config.yaml; empty if there is none."""
+    config: dict[str, Any] | None
+    """all_config.yaml; None if there is none."""
     tensors: dict[str, Tensor]
     """By name without prefixes: `inner.NAME`. Memory-mapped if the file allows it."""
     keys: dict[str, str]
@@ -80,12 +80,12 @@ def read_public(path: Path) -> PublicCheckpoint:
     )
 
 
-def read_public_config(path: Path) -> dict[str, Any]:
-    """Read the plain values of an all_config.yaml; {} if there is none. Raises: UsageError for a damaged one."""
+def read_public_config(path: Path) -> dict[str, Any] | None:
+    """Read the plain values of an all_config.yaml; None if there is none. Raises: UsageError for a damaged one."""
     try:
         config = OmegaConf.create(read_yaml(path))
     except FileNotFoundError:
-        return {}
+        return None
     except (OSError, Unreadable) as error:
         raise UsageError(f"{path} {reason_of(error)}") from None
     except (yaml.YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
