@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dataset.arguments import positive
 from dataset.catalog import describe
 from engine.errors import UsageError
-from engine.io import print_rank0
+from engine.io import print_rank0, user_path
 from engine.registry import Family, family_of
 from engine.run.environment import DATA_MARKS, data_change
 from engine.run.files import read_json, runs_below
@@ -85,6 +86,20 @@ def pick_checkpoint(run: Path, name: str) -> Path:
     if name == "best" and store.best() is None:
         name = "latest"
     return store.resolve(name, "--checkpoint")
+
+
+def near_path(path: str, fits: Callable[[Path], bool]) -> str:
+    """The end of an error line on a `path` that does not exist: the entry beside it with the most similar name among
+    those for which `fits` is true; "" if there is none."""
+    place = user_path(path)
+    names = [entry.name for entry in place.parent.iterdir() if fits(entry)] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, names, n=1)
+    return f": did you mean '{os.path.join(os.path.dirname(path.rstrip('/')), near[0])}'?" if near else ""
+
+
+def near_run(path: str) -> str:
+    """`near_path` for a run or a checkpoint."""
+    return near_path(path, lambda entry: (entry / "checkpoints").is_dir() or (entry / "manifest.json").is_file())
 
 
 def shape_mismatch(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

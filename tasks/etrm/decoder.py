@@ -24,7 +24,7 @@ from engine.registry import family_of
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
 from tasks.etrm.args import ETRMConfig
-from tasks.loading import shape_mismatch, stored_weights
+from tasks.loading import near_run, shape_mismatch, stored_weights
 
 KEY = "load_pretrained_decoder"
 WRITERS = ("pretrain", "pretrain_etrm")
@@ -62,7 +62,7 @@ class Decoder:
     def load(self) -> None:
         """Load the decoder into the model, whose encoder keeps its weights. Raises: UsageError if it is missing."""
         if self.checkpoint is None:
-            raise UsageError(f"{KEY}={self.name}: no such run or checkpoint")
+            raise UsageError(f"{KEY}={self.name}: no such run or checkpoint{near_run(self.name)}")
         load_decoder(self.model, self.tensors)
         averaged = ", averaged" if self.checkpoint.has_ema else ""
         print_rank0(f"decoder     {self.checkpoint.path} (step {self.checkpoint.step}{averaged}); {self.provenance}")

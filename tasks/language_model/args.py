@@ -314,6 +314,8 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
                 f"init_from=gpt2 gpt2_type={plain}": f"init_from={plain}",
                 f"gpt2_type={plain}": f"init_from={plain}",
             }
+        elif name == "init_from" and plain.startswith("gpt2"):
+            raise UsageError(f"init_from={plain}: {did_you_mean(plain, GPT2_SIZES)}")
         elif name == "optimizer" and _without_file(plain, groups.options["optimizer"]):
             changed += ["optimizer=pytorch_optimizer", f"optimizer.name={plain}"]
             origins["optimizer.name"] = "optimizer"

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.cli.translate import render
 from engine.errors import UsageError
-from engine.io import read_object, user_path
+from engine.io import did_you_mean, read_object, user_path
 from models.language_models.config import GPTConfig
 from models.language_models.gpt2_config import GPT2_SIZES, gpt2_arch
 from models.language_models.gpt2_folder import gpt2_folder
@@ -57,7 +57,18 @@ def gpt2_sizes(kind: str) -> dict[str, Any]:
     except (UsageError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UsageError(
             f"gpt2_type={kind}: expected {', '.join(GPT2_SIZES)}, or a folder with a GPT-2's config.json ({error})"
+            f"{_near_gpt2(kind)}"
         ) from None
+
+
+def _near_gpt2(kind: str) -> str:
+    """The end of an error line on a `kind` that is neither a size nor a folder: the nearest one of either, or ""."""
+    from tasks.loading import near_path  # numpy, which a command without this error does not need
+
+    if user_path(kind).exists():
+        return ""
+    hint = did_you_mean(kind, GPT2_SIZES)
+    return f": {hint}" if hint.startswith("did") else near_path(kind, lambda entry: gpt2_folder(str(entry)) is not None)
 
 
 def previous_arch(source: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
 from models.language_models.gpt2_weights import from_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
 from tasks.language_model.args import TrainConfig
-from tasks.loading import shape_mismatch, stored_weights
+from tasks.loading import near_run, shape_mismatch, stored_weights
 
 HUB = "openai-community/"
 GPT2_VOCAB_SIZE = 50257
@@ -117,7 +117,7 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     if folder.is_file():
         return load_nanogpt(folder, model)
     if not folder.is_dir():
-        raise UsageError(f"prev_run_ckpt={path}: no such run or checkpoint")
+        raise UsageError(f"prev_run_ckpt={path}: no such run or checkpoint{near_run(path)}")
     store = CheckpointStore(folder, "train")
     source = store.best() or store.latest() or folder
     checkpoint = load_checkpoint(source, resuming=False)

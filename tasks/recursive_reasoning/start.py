@@ -25,7 +25,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.model import RecursiveModel
-from tasks.loading import data_root, shape_mismatch, stored_weights
+from tasks.loading import data_root, near_run, shape_mismatch, stored_weights
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -105,7 +105,7 @@ def match_rows(table: Tensor, theirs: list[str] | None, ours: list[str] | None, 
 
 def _find(name: str, path: Path) -> Checkpoint:
     if not path.exists():
-        raise UsageError(f"{name}: no such run or checkpoint")
+        raise UsageError(f"{name}: no such run or checkpoint{near_run(name.partition('=')[2])}")
     if path.is_file() or ((path / PUBLIC_CONFIG).exists() and not (path / "checkpoints").exists()):
         raise UsageError(f"{name} is no run of ours: python scripts/convert.py import makes one of a public checkpoint")
     checkpoint = find_checkpoint(path, checksums=True)

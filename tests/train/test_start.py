@@ -125,6 +125,17 @@ def test_a_folder_that_is_no_gpt2(place: Path, tmp_path: Path) -> None:
     assert "gpt2-medium" in result.output
 
 
+@pytest.mark.parametrize("word", ["--gpt2_type=gpt2-mediun", "--init_from=gpt2-mediun", "--gpt2_type=models/gtp"])
+def test_a_misspelt_gpt2_is_offered(word: str, place: Path) -> None:
+    (place / "models/gpt").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (place / "models/gpt" / name).touch()
+    result = attempt(place, *GPT2, word)
+    assert result.code == 2
+    assert f"did you mean '{'models/gpt' if 'models' in word else 'gpt2-medium'}'?" in result.output
+    assert result.output.count("error: ") == 1
+
+
 def test_weights_of_an_earlier_run(place: Path) -> None:
     train(place, "out_dir=out/first", "max_iters=12", run="out/first")
     end = load_file(place / "out/first/ckpt.pt/model.safetensors")
@@ -136,8 +147,10 @@ def test_weights_of_an_earlier_run(place: Path) -> None:
     result = attempt(place, "--init_from=prev_run", "--prev_run_ckpt=out/first", "--dataset=other", "out_dir=out/b")
     assert result.code == 2
     assert "vocabulary" in result.output
-    result = attempt(place, "--init_from=prev_run", "--prev_run_ckpt=out/nothing", "out_dir=out/b")
-    assert result.code == 2
+    for name, hint in (("out/nothing", ""), ("out/frist", ": did you mean 'out/first'?")):
+        result = attempt(place, "--init_from=prev_run", f"--prev_run_ckpt={name}", "out_dir=out/b")
+        assert result.code == 2
+        assert f"prev_run_ckpt={name}: no such run or checkpoint{hint}\n" in result.output
     assert not (place / "out/b").exists()
 
 
