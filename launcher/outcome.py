@@ -15,6 +15,8 @@ from launcher.children import signal_name
 
 CODES = {"done": 0, "failed": 1, "refused": 2, "interrupted": 3}
 """State of a run -> exit code of its process."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""torchrun's environment variable: the file for the error that ends a process."""
 TAIL = 1 << 20  # bytes at the end of a log that are searched
 # torchrun's --tee prefixes each line with [default0]:
 _ERROR = re.compile(r"^(?:\[\w+\]:\s?)?((?:error|\w*(?:Error|Exception|Failure)): .+|\S+: can't open file .+)")
@@ -46,7 +48,7 @@ def judge(
     """The outcome of the child that was started at `started` (seconds since the epoch) and used `run_dir`.
 
     `returned`: its exit code, -N for signal N, None if unknown. `stopping`: we asked it to stop. `log_error`: the last
-    error in its log, for a run without a message.
+    error in its log or its error file, for a run without a message.
     """
     stored = read_json(run_dir / "status.json") if run_dir is not None else {}
     status = stored if _written_since(stored, started) else {}
@@ -87,6 +89,15 @@ def reported_run_dir(report: Path) -> Path | None:
         return Path(os.fsdecode(report.read_bytes()))
     except OSError:
         return None
+
+
+def reported_error(file: Path) -> str:
+    """The last line of the error that a child wrote to ERROR_FILE (`engine.distributed.report_to_launcher`)."""
+    try:
+        lines = str(read_json(file)["message"]["extraInfo"]["py_callstack"]).splitlines()
+    except (KeyError, TypeError):
+        return ""
+    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def last_error(log: Path, offset: int) -> str:

@@ -6,6 +6,7 @@ process that waits for a job is the sweep itself (basic), a worker (joblib), or 
 multirun/.sweep-HOST-PID/
     3.json              written by the process that waits for job 3: its overrides, exit code, seconds
     3.run               written by the run itself: its run directory
+    3.error             written by a run that ends with an error: torchrun's error file
     stop                written by the sweep on a signal: running jobs stop, others do not start
 """
 
@@ -37,7 +38,7 @@ from engine.signals import install, restore
 from launcher.children import Child
 from launcher.gpus import hold_gpus, visible_gpus
 from launcher.naming import label_of, names_of, suffixed, swept_keys
-from launcher.outcome import CODES, judge, reported_run_dir
+from launcher.outcome import CODES, ERROR_FILE, judge, reported_error, reported_run_dir
 from launcher.results import JobResult, publish, read_results
 
 RANKS = "LOOPFORGE_RANKS"
@@ -77,11 +78,18 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}"]
     command = [*(torchrun if processes > 1 else ["python"]), *words]
     start, started = time.monotonic(), time.time()
-    report = folder / f"{number}.run"
+    report, error_file = folder / f"{number}.run", folder / f"{number}.error"
     with ExitStack() as stack:
         environment = _environment(number, folder, processes, stack) | {REPORT: str(report), SUFFIX: f"_{label}"}
+        environment[ERROR_FILE] = str(error_file)
         returned, stopped = _watch(Child(command, cwd=job.runtime.cwd, environment=environment), folder / STOP)
-    outcome = judge(returned, reported_run_dir(report), started=started, stopping=stopped)
+    outcome = judge(
+        returned,
+        reported_run_dir(report),
+        started=started,
+        stopping=stopped,
+        log_error=reported_error(error_file),
+    )
     result = replace(
         result,
         code=outcome.exit_code,

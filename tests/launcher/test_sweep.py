@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from contextlib import ExitStack
@@ -50,6 +51,8 @@ def test_the_worst_code_wins_and_every_job_runs(project: Path) -> None:
     assert error.splitlines() == ["error: went wrong", "error: cannot use it"]
     assert [row["state"] for row in results(project)] == ["done", "failed", "refused"]
     assert "error" not in results(project)[0]
+    (table,) = project.glob("multirun/*/results.json")
+    assert [job["error"] for job in json.loads(table.read_text())] == ["went wrong", "cannot use it", ""]
 
 
 def test_a_folder_that_hydra_cannot_make_is_one_line(project: Path) -> None:
