@@ -109,7 +109,7 @@ class RunConfig:
     SHARED: ClassVar[bool] = True
     """Whether the defaults come with config/base/run.yaml; those of a script's schema come with its own base file."""
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
-    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = RETIRED
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = RETIRED | {"hydra.launcher.n_jobs": "add hydra/launcher=joblib"}
     """Keys of similar programs (or, ending in `_`, a prefix of keys) -> our replacement, for messages."""
     BEFORE: ClassVar[Mapping[str, Any]] = {"eval_seed": "${seed}"}
     """Keys added later -> what a run stored without them did: a value, or another key's value as `${key}`."""

@@ -45,7 +45,7 @@ def one_line(error: BaseException, schema: type, folders: Sequence[Path], *, com
     if refused := cause_of(error, UsageError):  # raised by one of our resolvers
         return _flat(str(refused))
     cause: Any = cause_of(error, OmegaConfBaseException)
-    if cause is not None and cause.key is not None and "not in struct" in str(cause):
+    if cause is not None and cause.key is not None and re.search(r"not in (struct|')", str(cause)):
         return _unknown_key(cause, schema, folders[0])
     if cause is None and isinstance(error, OverrideParseException):
         return _unreadable(error)
@@ -80,7 +80,7 @@ def _missing_config(error: MissingConfigException, schema: type, folders: Sequen
 def _unknown_key(cause: Any, schema: type, config_dir: Path) -> str:
     full, parent = str(cause.full_key), str(cause.full_key)[: -len(str(cause.key))]
     siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
-    known = {f"{parent}{key}" for key in siblings if key != "hydra"}
+    known = {f"{parent}{key}" for key in siblings if key not in ("hydra", "_target_")}
     known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
     if full in known and (config_dir / full).is_dir():
         return f"{full} is a group of keys that nothing has chosen yet: {full}=NAME, of config/{full}/"

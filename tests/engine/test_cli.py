@@ -116,6 +116,8 @@ def test_yaml_then_json_then_argv(tiny: Any, project: Path) -> None:
         (["--config-name=base/run"], ["base/run is a fragment of recipes", "cfg_tiny"]),
         (["--config-name=debug/tiny", "-m", "lr=1,2"], ["debug/tiny is a fragment of recipes"]),
         (["hydra/launcher=joblb"], ["hydra/launcher=joblb"]),
+        (["hydra.job.nme=x"], ["unknown key 'hydra.job.nme': did you mean 'hydra.job.name'?"]),
+        (["hydra.launcher.n_jobs=2"], ["unknown key 'hydra.launcher.n_jobs': add hydra/launcher=joblib"]),
         (["arch=nope"], ["arch=nope", "large, small"]),
         (["arch=smal"], ["did you mean 'small'"]),
         (["+debug=nope"], ["debug=nope", "tiny"]),
