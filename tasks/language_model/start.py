@@ -114,6 +114,8 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     """
     path = str(config.prev_run_ckpt)
     folder = followed(user_path(path))
+    if gpt2_folder(path) is not None or (path in GPT2_SIZES and not folder.exists()):
+        raise UsageError(f"prev_run_ckpt={path} is a GPT-2, not a run: set init_from=gpt2 gpt2_type={path}")
     if folder.is_file():
         return load_nanogpt(folder, model)
     if not folder.is_dir():

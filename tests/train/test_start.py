@@ -151,6 +151,8 @@ def test_weights_of_an_earlier_run(place: Path) -> None:
         result = attempt(place, "--init_from=prev_run", f"--prev_run_ckpt={name}", "out_dir=out/b")
         assert result.code == 2
         assert f"prev_run_ckpt={name}: no such run or checkpoint{hint}\n" in result.output
+    result = attempt(place, "--init_from=prev_run", "--prev_run_ckpt=gpt2", "out_dir=out/b")
+    assert "prev_run_ckpt=gpt2 is a GPT-2, not a run: set init_from=gpt2 gpt2_type=gpt2\n" in result.output
     assert not (place / "out/b").exists()
 
 
