@@ -68,7 +68,7 @@ create-model-bypassed | SCR120 | build makes its model itself, create_model is l
   +     from losses import ACTLossConfig, ACTLossHead
   +     from models.recursive_reasoning.trm import TRM, TRMConfig
   +
-  +     model, loss_head = TRM(TRMConfig(), shape), ACTLossHead(ACTLossConfig())
+  +     model, loss_head = TRM(TRMConfig(hidden_size=32, num_heads=4), shape), ACTLossHead(ACTLossConfig())
 run-missing | SCR120 | launch checks the config and never runs
   SCRIPT
   -     run(config, make, entry=FAMILY.entry, check=partial(check_launch, FAMILY), compare=compare_signatures)
