@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from engine import reading
 from engine.errors import UsageError
 from engine.io import print_rank0
 from reports.output import prepare_folder, write_report
@@ -90,7 +91,10 @@ def _picture(cells: Sequence[Cell], base: Mapping[int, Mapping[str, Figures]]) -
     kinds = [
         Points("base, other temperatures", _plane(points, True), plain=True),
         Points("the same, out of bounds", _plane(points, False), plain=True, hollow=True),
-        *(Points(cell.name, [_point(_figures(run)) for run in cell.runs.values()]) for cell in cells),
+        *(
+            Points(cell.name, [_point(each) for each in map(_figures, cell.runs.values()) if "ref_kl" in each])
+            for cell in cells
+        ),
     ]
     return draw_scatter(
         "Diversity and what it costs",
@@ -120,9 +124,13 @@ def _base_points(run: Run) -> dict[str, Figures]:
 def read_samples(path: Path) -> list[Sample]:
     """Read samples written by `tasks/animal/pages.py`. Raises: UsageError for a missing or damaged file."""
     try:
-        return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        lines = reading.read_bytes(path).split(b"\n")  # not splitlines(): a text may hold U+2028
+        samples = [Sample(**json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}): expected the samples of a run of train_animal.py") from None
+    if not samples:
+        raise UsageError(f"{path} is empty: expected the samples of a run of train_animal.py")
+    return samples
 
 
 def _figures(run: Run) -> Figures:
@@ -130,9 +138,10 @@ def _figures(run: Run) -> Figures:
 
 
 def _within_bounds(figures: Figures) -> bool:
-    """Whether enough samples make sense and the KL from the base is small enough."""
+    """Whether enough samples make sense and the KL from the base is small enough; a diverged run has none."""
     sense = figures.get("in_grammar", figures.get("plausible_fraction")) or 0.0
-    return sense >= SENSE and (figures.get("ref_kl") or 0.0) <= NATS
+    kl = figures.get("ref_kl")
+    return sense >= SENSE and kl is not None and kl <= NATS
 
 
 def _best(points: Mapping[str, Figures]) -> tuple[str, Figures]:

@@ -6,7 +6,6 @@ It reads the records that `arc@ARC` and the evaluators of docs/etrm.md write to 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from engine.io import print_rank0
+from engine.io import print_rank0, read_object
 from evaluators.arc_controls import LABELS
 from evaluators.intervals import wilson
 from reports.output import prepare_folder, write_report
@@ -78,8 +77,10 @@ def read_ways(run: Path, step: int | None = None) -> tuple[int, list[Way]]:
     chosen = max(records) if step is None else step
     if chosen not in records:
         raise UsageError(f"--step {step}: {run} has evaluations of the steps {', '.join(map(str, sorted(records)))}")
-    contents = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in records[chosen]]
+    contents = [(path, read_object(path)) for path in records[chosen]]
     ways = [_way(path, content) for path, content in contents if "scores" in content]
+    if not ways:
+        raise UsageError(f"{run}/evaluations has no scores of step {chosen}: evaluate the run again")
     return chosen, sorted(ways, key=lambda way: _order(way.label))
 
 
@@ -94,14 +95,15 @@ def _order(label: str) -> tuple[int, int, str]:
 def _way(path: Path, content: dict[str, Any]) -> Way:
     try:
         names = [name.split("/") for name in content["scores"]]
-        scores = {parts[-1]: value for parts, value in zip(names, content["scores"].values(), strict=True)}
+        values = [None if value is None else float(value) for value in content["scores"].values()]
+        scores = {parts[-1]: value for parts, value in zip(names, values, strict=True)}
         first = {}
         for task, entry in content["tasks"].items():
             hits = [test["rank"] == 1 for test in entry["test"]]
             first[task] = sum(hits) / len(hits)
         label = names[0][1] if len(names[0]) == 3 else OWN
         return Way(label, f"{content['protocol']}_{content['leakage']}", first, scores)
-    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a record of arc@ARC: {error!r}") from None
 
 

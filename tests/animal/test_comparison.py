@@ -58,3 +58,8 @@ def test_runs_beside_their_base(
         assert picture.size[0] > 1000
     main(parse(["run", "--out", "scores", "--no-base"]))
     assert "base, T" not in (place / "scores/comparison.md").read_text()
+    summary = json.loads((place / "run/summary.json").read_text())
+    summary["results"]["eval/ref_kl"] = None  # of a run that diverged
+    (place / "run/summary.json").write_text(json.dumps(summary))
+    main(parse(["run", "--out", "scores", "--no-base"]))
+    assert "0 of 1" in (place / "scores/comparison.md").read_text()

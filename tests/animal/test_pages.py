@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dataset.text.pets import in_grammar
+from engine.errors import UsageError
+from tasks.animal.comparison import read_samples
 from tasks.animal.embedder import HashEmbedder
 from tasks.animal.evaluation import Evaluation
 from tasks.animal.pages import reports, rows
@@ -38,6 +41,18 @@ def test_figures_and_samples_are_there_to_be_read_again(files: dict[str, str | b
     names = [name for name, *_ in rows(before, after)]
     assert len(names) == len(set(names))
     assert {"option_share_cat", "cluster_kl_dog", "concept_kl"} <= set(names)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\r"])
+def test_samples_with_any_line_separator_are_read_again(tmp_path: Path, separator: str) -> None:
+    before = [sample(f"cats{separator}dogs"), sample("dogs")]
+    figures = Evaluation(HashEmbedder(), ["cat", "dog"], n_clusters=2)
+    written = reports(figures, before, None, facts=FACTS)
+    (file := tmp_path / "samples.jsonl").write_text(str(written["eval_samples_before.jsonl"]), encoding="utf-8")
+    assert read_samples(file) == before
+    file.write_text("")
+    with pytest.raises(UsageError, match=r"samples\.jsonl is empty"):
+        read_samples(file)
 
 
 def test_table_and_page_hold_texts_as_texts(files: dict[str, str | bytes]) -> None:

@@ -519,6 +519,24 @@ def test_the_report_counts_by_family_and_by_budget(splits, tmp_path, capsys):
         main(parse([str(tmp_path / "none")]))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "step_7_arc_tasks.json is not JSON"),
+        ("5", "step_7_arc_tasks.json: expected a JSON object"),
+        ('{"scores": {"pass@1": 0.5}, "tasks": []}', "is not a record of arc@ARC"),
+        ('{"scores": {"pass@1": "half"}, "tasks": {}}', "is not a record of arc@ARC"),
+        ("{}", "has no scores of step 7"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(tmp_path, text, message):
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations/step_7_arc_tasks.json").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        main(parse([str(tmp_path), "--out", str(tmp_path / "report")]))
+    assert not (tmp_path / "report").exists()
+
+
 @pytest.mark.parametrize("config", [ARCConfig, ARCControlsConfig, ARCLatentSearchConfig, ARCTestTimeTrainingConfig])
 @pytest.mark.parametrize(("given", "message"), [([0, 2], "pass_Ks=.*at least 1"), ([], "pass_Ks is empty")])
 def test_numbers_of_answers_are_refused_with_the_config(config, given, message):
