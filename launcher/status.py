@@ -28,7 +28,7 @@ def status_lines(ledger: Ledger, cwd: Path) -> list[str]:
 def expand_places(places: Sequence[Path], *, roots: Sequence[Path], cwd: Path) -> list[Path]:
     """`places` of runs, with a job file (`jobs-trm.txt`) replaced by the runs of its jobs.
 
-    Raises: UsageError for a job file that does not exist or has started no run.
+    Raises: UsageError for a job file that does not exist, has no job or has started no run.
     """
     expanded: list[Path] = []
     for place in places:
@@ -36,6 +36,8 @@ def expand_places(places: Sequence[Path], *, roots: Sequence[Path], cwd: Path) -
             expanded.append(place)
             continue
         ledger = Ledger(find(place, roots))
+        if not ledger.read().jobs:
+            raise UsageError(f"{place} has no job: expected a run, a folder of runs or of a sweep, or a job file")
         folders = run_folders(ledger, cwd)
         if not folders:
             raise UsageError(f"{place}: no job of this file has a run directory below {cwd} yet")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from engine import reading
 from engine.errors import UsageError
+from engine.io import did_you_mean
 from reports.runs import read_metrics
 from reports.tables import Column, Table
 
@@ -38,6 +41,8 @@ def read_losses(place: Path) -> Record:
 
     Raises: UsageError if there are none.
     """
+    if place.is_dir() and not os.path.lexists(place / "metrics.jsonl"):
+        raise UsageError(f"{place} has no metrics.jsonl: expected a run, or a file like its metrics.jsonl")
     lines = read_metrics(place) if place.is_dir() else iter(_lines(place))
     record = {
         (line["step"], name): value
@@ -60,11 +65,15 @@ def same_file(first: Path, second: Path) -> bool:
 def _lines(file: Path) -> list[dict[str, Any]]:
     try:
         with reading.open_regular(file) as stream:
-            lines = [json.loads(line) for line in stream]
+            texts = stream.readlines()
     except (OSError, reading.Unreadable) as error:
         raise UsageError(
             f"{file} {reading.reason_of(error)}: expected a run, or a file like its metrics.jsonl"
         ) from None
+    if len(texts) > 1 and not texts[-1].endswith(b"\n"):
+        texts.pop()  # half-written: the run goes on, or was killed
+    try:
+        lines = [json.loads(text) for text in texts]
     except (ValueError, RecursionError):
         raise UsageError(f"{file} is not a file of JSON lines, as a run's metrics.jsonl is") from None
     return [line for line in lines if isinstance(line, dict)]
@@ -79,7 +88,13 @@ def compare_losses(
         tolerance: relative difference that is ignored; 0 compares exactly.
         absolute: absolute difference that is ignored, for metrics that are differences of nearly equal figures.
         patterns: regular expressions; only metrics that match one are compared.
+
+    Raises: UsageError for a pattern that no metric matches.
     """
+    names = {metric for _, metric in {**first, **second}}
+    for one in patterns:
+        if not any(re.search(one, name) for name in names):
+            raise UsageError(f"--metrics {one}: neither has such a metric: {did_you_mean(one, names)}")
     keys = [key for key in {**first, **second} if not patterns or any(re.search(one, key[1]) for one in patterns)]
     gaps: dict[str, list[tuple[int, float]]] = {}
     for key in keys:
@@ -105,7 +120,7 @@ def _gap(a: Any, b: Any) -> float:
     """|a - b| / max(|a|, |b|); 0 for equal values (also two NaNs or nulls), infinite if only one is a number."""
     if a == b or (a != a and b != b):
         return 0.0
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (a, b)):
+    if not all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in (a, b)):
         return math.inf
     return float(abs(a - b) / max(abs(a), abs(b)))
 

@@ -192,7 +192,9 @@ def _warn_of_damage(file: Path, lines: int) -> None:
 def curve(path: Path, metric: str) -> list[tuple[int, float]]:
     """(step, value) of all usable values of `metric`. Raises: UsageError as `read_metrics`."""
     lines = ((line.get("step"), line.get(metric, math.nan)) for line in read_metrics(path))
-    return [(step, float(value)) for step, value in lines if type(step) is int and _is_usable(value)]
+    return [
+        (step, float(value)) for step, value in lines if type(step) is int and _is_usable(step) and _is_usable(value)
+    ]
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -200,7 +202,7 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     try:
         for line in read_metrics(path):
-            if type(step := line.pop("step", None)) is int:
+            if type(step := line.pop("step", None)) is int and _is_usable(step):
                 for name, value in line.items():
                     if _is_usable(value):
                         curves.setdefault(name, []).append((step, float(value)))

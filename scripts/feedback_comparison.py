@@ -27,6 +27,7 @@ from engine.errors import UsageError
 from launcher.ledger import Ledger
 from launcher.queue import Options
 from launcher.runner import run_jobs
+from reports.output import prepare_folder
 from tasks.feedback.feedback_report.plan import Sizes, write_plan
 
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 a run failed, 2 unusable, 3 stopped by a signal."""
     args = parse(argv)
     try:
+        prepare_folder(args.out)
         for path in write_plan(args.out, args.seeds, Sizes(args.base_steps, args.steps)):
             if code := run_jobs(
                 Ledger(path), Options(cwd=Path.cwd(), logs=args.out / "logs", jobs=args.jobs, failed=True)

@@ -33,6 +33,7 @@ from engine.registry import ROOT
 from launcher.ledger import Ledger
 from launcher.queue import Options
 from launcher.runner import run_jobs
+from reports.output import prepare_folder, write_json_result
 from reports.speedrun.tracks import TRACKS, check_commands, job_file, require_machine
 
 OWN = {"seed": "--seeds", "run_dir": "--out"}
@@ -72,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
     jobs = folder / "jobs.txt"
     if jobs.exists():
         raise UsageError(f"{folder} holds a speedrun already: name another folder with --out")
+    prepare_folder(folder)
     atomic_write_text(jobs, job_file(commands))
     if code := run_jobs(Ledger(jobs), Options(cwd=Path.cwd(), logs=folder / "logs")):
         print_rank0(f"no record: the logs are in {folder / 'logs'}")
         return code
-    from reports.output import write_json_result
     from reports.speedrun.record import add_record, make_record, row
 
     record = make_record(track, commands, {seed: folder / f"seed_{seed}" for seed in commands})

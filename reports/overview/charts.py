@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from engine.errors import UsageError
+from engine.io import did_you_mean
 from reports.overview.collect import Overview
 from reports.plots import Axis
 
@@ -88,7 +89,9 @@ def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[st
     if patterns:
         drawn = [name for pattern in patterns for name in known if re.search(pattern, name)]
         if known and not drawn:
-            raise UsageError(f"--curves {' '.join(patterns)}: no run has such a metric, but {', '.join(known)}")
+            raise UsageError(
+                f"--curves {' '.join(patterns)}: no run has such a metric: {did_you_mean(patterns[0], known)}"
+            )
         return list(dict.fromkeys(drawn)), []
     known = [name for name in known if not HALTED.fullmatch(name)]  # bars, not curves
     ordered = [name for pattern in USUAL for name in known if re.fullmatch(pattern, name)]

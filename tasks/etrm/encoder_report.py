@@ -8,7 +8,10 @@ Shapes: K demonstrations, L positions of a pair, D width, T context tokens, Z la
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,10 +20,13 @@ import torch
 
 from engine.errors import UsageError
 from engine.io import print_rank0
+from engine.run.files import read_yaml
 from engine.run.load_run import open_checkpoint
 from reports.output import prepare_folder, write_report
-from reports.runs import curve, first_step, run_folders_below
+from reports.runs import curve, curves, first_step, run_folders_below
 from reports.tables import Column, Table
+from tasks.etrm.family import FAMILY
+from tasks.loading import data_root
 
 REACHED = 0.9
 """Exact accuracy in training that counts as learned."""
@@ -52,10 +58,11 @@ def write_encoder_report(args: argparse.Namespace) -> None:
         )
     folders = with_metrics(folders)
     prepare_folder(args.out)
-    learned, set_ups = learned_table(folders), set_ups_of(folders)
+    names = names_of(folders, args.run)
+    learned, set_ups = learned_table(names), set_ups_of(names)
     tables = {"learned": learned, "sizes": sizes_table(set_ups)}
     if len(set_ups) < len(folders):
-        tables = {"set_ups": set_ups_table(learned, set_ups), **tables}
+        tables = {"set_ups": set_ups_table(learned, names, set_ups), **tables}
     text = "\n\n".join([f"# {args.run}", *(table.markdown() for table in tables.values())]) + "\n"
     print_rank0(text)
     write_report(args.out, {"encoders.md": text, **{f"{name}.csv": table.csv() for name, table in tables.items()}})
@@ -63,30 +70,47 @@ def write_encoder_report(args: argparse.Namespace) -> None:
 
 
 def with_metrics(folders: list[Path]) -> list[Path]:
-    """The runs that have completed an example; prints the others. Raises: UsageError if none is left."""
-    kept = [folder for folder in folders if curve(folder, f"train/{FIGURES['exact']}")]
-    if not kept:
-        raise UsageError(f"{folders[0]} has no train/{FIGURES['exact']}: expected runs of pretrain_etrm.py")
-    for folder in folders:
-        if folder not in kept:
-            print_rank0(f"left out    {folder}: no train/{FIGURES['exact']} yet")
-    return kept
+    """The runs of pretrain_etrm.py that have completed an example; prints the others. Raises: UsageError if none is
+    left."""
+    faults = {folder: _fault(folder) for folder in folders}
+    if all(faults.values()):
+        raise UsageError(f"{folders[0]} {faults[folders[0]]}: expected runs of pretrain_etrm.py")
+    for folder, fault in faults.items():
+        if fault:
+            print_rank0(f"left out    {folder} {fault}")
+    return [folder for folder in folders if not faults[folder]]
 
 
-def set_ups_of(folders: list[Path]) -> dict[str, list[Path]]:
+def _fault(folder: Path) -> str:
+    """Why a run has no place in the tables; "" if it has one."""
+    own = f"{FAMILY.entry}.py"
+    script = read_yaml(folder / "config.resolved.yaml").get("script", own)
+    if script != own:
+        return f"is a run of {script}"
+    metric = f"train/{FIGURES['exact']}"
+    return "" if curves(folder).get(metric) else f"has no {metric}"
+
+
+def names_of(folders: list[Path], place: Path) -> dict[Path, str]:
+    """Run -> name of its folder, or its path below `place` if two runs have the same name."""
+    unique = len({folder.name for folder in folders}) == len(folders)
+    return {folder: folder.name if unique else os.path.relpath(folder, place) for folder in folders}
+
+
+def set_ups_of(names: Mapping[Path, str]) -> dict[str, list[Path]]:
     """Name without its seed number -> runs."""
     out: dict[str, list[Path]] = {}
-    for folder in folders:
-        out.setdefault(re.sub(r"_\d+$", "", folder.name), []).append(folder)
+    for folder, name in names.items():
+        out.setdefault(re.sub(r"_\d+$", "", name), []).append(folder)
     return out
 
 
-def set_ups_table(learned: Table, set_ups: dict[str, list[Path]]) -> Table:
+def set_ups_table(learned: Table, names: Mapping[Path, str], set_ups: Mapping[str, list[Path]]) -> Table:
     """A row for each set-up: its seeds, their lowest exact accuracy, and the means of their rows in `learned`."""
     rows = {row[0]: row[1:] for row in learned.rows}
     table = Table([Column("set-up"), Column("seeds", "number", digits=0), _number("least exact"), *learned.columns[1:]])
     for name, folders in set_ups.items():
-        columns = list(zip(*(rows[folder.name] for folder in folders), strict=True))
+        columns = list(zip(*(rows[names[folder]] for folder in folders), strict=True))
         means = [None if None in column else fmean(column) for column in columns]
         table.add(name, len(folders), min(columns[0]), *means)
     return table
@@ -96,16 +120,16 @@ def _number(heading: str, digits: int = 2) -> Column:
     return Column(heading, "number", digits=digits)
 
 
-def learned_table(folders: list[Path]) -> Table:
+def learned_table(names: Mapping[Path, str]) -> Table:
     """A row for each run: last training metrics, first step with exact accuracy 0.9, steps and time."""
     numbers = [_number(heading) for heading in FIGURES]
     counts = [_number(heading, digits=0) for heading in (f"steps to {REACHED}", "steps", "seconds")]
     table = Table([Column("run"), *numbers, *counts])
-    for folder in folders:
-        curves = {heading: curve(folder, f"train/{metric}") for heading, metric in FIGURES.items()}
-        last = [points[-1][1] if points else None for points in curves.values()]
-        steps = curves["exact"][-1][0]
-        table.add(folder.name, *last, first_step(curves["exact"], REACHED), steps, _seconds(folder, steps))
+    for folder, name in names.items():
+        points_of = {heading: curve(folder, f"train/{metric}") for heading, metric in FIGURES.items()}
+        last = [points[-1][1] if points else None for points in points_of.values()]
+        steps = points_of["exact"][-1][0]
+        table.add(name, *last, first_step(points_of["exact"], REACHED), steps, _seconds(folder, steps))
     return table
 
 
@@ -121,8 +145,9 @@ def sizes_table(set_ups: dict[str, list[Path]]) -> Table:
     others = [Column(heading) for heading in ("type", "mode", "layers", "aggregation", *SHAPES)]
     table = Table([Column("set-up"), *counts, *others])
     for name, (folder, *_) in set_ups.items():
-        task: Any = open_checkpoint(folder, device="cpu").plan.task
-        model, encoder, shapes = task.model, task.model.encoder, _shapes(task)
+        with contextlib.chdir(data_root(folder.resolve())):
+            task: Any = open_checkpoint(folder.resolve(), device="cpu").plan.task
+            model, encoder, shapes = task.model, task.model.encoder, _shapes(task)
         groups = {name: sum(param.numel() for param in params) for name, params in model.param_groups().items()}
         kind = type(encoder).__module__.rpartition(".")[2]
         row = [groups["encoder"], groups["trunk"], kind, model.ACT_MODE, encoder.layers, encoder.aggregation]

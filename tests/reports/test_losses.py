@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_what_differs_is_named_with_its_first_step(pair: list[Path]) -> None:
     assert not compare_losses(*map(read_losses, pair), tolerance=0.26, patterns=["loss"])[0]
 
 
+def test_lines_of_a_run_that_goes_on_are_compared(pair: list[Path]) -> None:
+    """The last line may be half-written; a number may have more digits than a float."""
+    file = pair[0] / "metrics.jsonl"
+    file.write_text(f'{{"step": 1, "train/loss": 1{"0" * 400}}}\n{{"step": 2, "train/lo')
+    (difference,), compared = compare_losses(read_losses(file), read_losses(pair[1]), patterns=["train/loss"])
+    assert (compared, difference.values, difference.greatest) == (3, 3, math.inf)
+
+
 def test_the_command(pair: list[Path], tmp_path: Path) -> None:
     same = run_script("scripts/compare_losses", str(pair[0]), str(pair[0] / "metrics.jsonl"), "--assert-equal")
     assert (same.code, same.output.count("equal: 6 values\n")) == (0, 1)
@@ -49,6 +58,8 @@ def test_the_command(pair: list[Path], tmp_path: Path) -> None:
         ((str(pair[0]), str(tmp_path / "none")), "none cannot be read (No such file or directory): expected a run"),
         ((str(pair[0]), str(tmp_path / "text")), "is not a file of JSON lines"),
         ((*map(str, pair), "--metrics", "lss"), "--metrics lss: neither has such a metric"),
+        ((*map(str, pair), "--metrics", "acc", "train/los$"), "such a metric: did you mean 'train/loss'?"),
+        ((str(pair[0]), str(tmp_path)), "has no metrics.jsonl: expected a run"),
         ((*map(str, pair), "--metrics", "["), "error: argument --metrics: '[' is not a regular expression: "),
         ((*map(str, pair), "--tolerance", "nan"), "error: --tolerance nan: expected a number of at least 0"),
         ((*map(str, pair), "--tolerance", "inf"), "error: --tolerance inf: "),

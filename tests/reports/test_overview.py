@@ -137,7 +137,9 @@ def test_which_curves_are_drawn(runs: Path) -> None:
     assert drawn == [SCORE, "train/loss"]
     assert left_out == ["x/zero"]  # nothing but zeros
     assert chosen_metrics(overview, ["ze.o"]) == (["x/zero"], [])
-    with pytest.raises(UsageError, match=f"--curves zzz: no run has such a metric, but {SCORE}, train/loss, x/zero"):
+    with pytest.raises(
+        UsageError, match=f"--curves zzz: no run has such a metric: choose one of {SCORE}, train/loss, x/zero"
+    ):
         chosen_metrics(overview, ["zzz"])
     assert chosen_metrics(collect([runs / "r9"]), ["zzz"]) == ([], [])  # it has just begun
     html, data = draw_chart("train/loss", lines_of(overview, "train/loss"), 0.5)
@@ -230,6 +232,8 @@ def test_a_job_file_stands_for_the_runs_that_it_started(runs: Path) -> None:
     file = runs / "jobs-mine.txt"
     file.write_text("[x] python pretrain.py run_name=a\n[ ] python pretrain.py run_name=b\n")
     ledger = Ledger(file)
+    with pytest.raises(UsageError, match=r"metrics\.jsonl has no job: expected a run, a folder of runs"):
+        expand_places([runs / "r0/metrics.jsonl"], roots=(runs,), cwd=runs)
     with pytest.raises(UsageError, match="no job of this file has a run directory"):
         expand_places([file], roots=(runs,), cwd=runs)
     jobs, _ = parse_text(file.read_text())

@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import UsageError
 from reports.output import prepare_folder, write_json_result, write_report
-from reports.runs import curve, find_runs, first_step, read_metrics, read_run
+from reports.runs import curve, curves, find_runs, first_step, read_metrics, read_run
 from reports.study import Study
 from reports.tables import Column, Table
 from tests.reports.made_up import write_run
@@ -132,3 +132,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "new/report")
     write_report(tmp_path / "new/report", {"report.md": "text", "report.json": {"a": 1}})
     assert json.loads((tmp_path / "new/report/report.json").read_text()) == {"a": 1}
+
+
+def test_a_step_without_end_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1{"0" * 400}, "x": 1}}\n{{"step": 2, "x": 3}}\n')
+    assert curve(tmp_path, "x") == curves(tmp_path)["x"] == [(2, 3.0)]

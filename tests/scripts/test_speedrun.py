@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from engine.errors import UsageError
 from engine.registry import ROOT
 from reports.speedrun.record import add_record, make_record, row, seed_result
 from reports.speedrun.tracks import TRACKS, Track, require_machine
-from scripts import speedrun
+from scripts import feedback_comparison, speedrun
 from tests.conftest import run_script
 
 TINY = ("+debug=tiny", "max_steps=4", "checkpoint_interval=2", "total_steps=4", "log_interval=2")
@@ -59,6 +60,14 @@ def test_overrides_that_cannot_be_are_refused_before_anything_runs(word: str, li
 def test_what_the_track_gives_is_not_given_again(argv: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         speedrun.run(speedrun.parse(["sudoku-4x4-cpu", "--dry-run", *argv]))
+
+
+@pytest.mark.parametrize("script", [speedrun, feedback_comparison])
+def test_a_folder_that_cannot_be_made_is_one_line(script: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    words = ["sudoku-4x4-cpu"] if script is speedrun else []
+    assert script.main([*words, "--out", str(tmp_path / "file/runs")]) == 2
+    assert "file/runs cannot be created (Not a directory): name another folder with --out" in capsys.readouterr().err
 
 
 def test_without_cuda_the_gpu_track_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from scripts.fewshot_report import main, parse
 from tasks.etrm.args import ETRMConfig
 from tasks.etrm.build import build
 from tasks.etrm.diagnostics import context_metrics
+from tasks.etrm.encoder_report import names_of, set_ups_of
 from tasks.etrm.family import FAMILY
 from tasks.etrm.task import SlotPlan
 from tests.conftest import ROOT
@@ -312,6 +313,10 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
             {"step": 30, "train/exact_accuracy": 0.9 if name == "a_1" else 0.96},
         ]
         (tmp_path / "runs" / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for other in ("killed", "pretrain"):
+        (tmp_path / "runs" / other).mkdir()
+        (tmp_path / "runs" / other / "status.json").write_text("{}")
+    (tmp_path / "runs/pretrain/config.resolved.yaml").write_text("script: pretrain.py")
     (tmp_path / "runs/c").mkdir()
     (tmp_path / "runs/c/status.json").write_text("{}")
     (tmp_path / "runs/c/metrics.jsonl").write_text('{"step": 3, "train/exact_accuracy": null}')
@@ -324,7 +329,8 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
     main(parse([str(tmp_path / "runs"), "--encoders", "--out", str(tmp_path / "report")]))
     out = capsys.readouterr().out
     assert (tmp_path / "report/encoders.md").read_text() in out
-    assert f"left out    {tmp_path / 'runs/c'}: no train/exact_accuracy yet" in out
+    assert f"left out    {tmp_path / 'runs/c'} has no train/exact_accuracy" in out
+    assert f"left out    {tmp_path / 'runs/pretrain'} is a run of pretrain.py" in out
     tables = ("learned", "set_ups", "sizes")
     learned, set_ups, sizes = (list(csv.DictReader((tmp_path / f"report/{name}.csv").open())) for name in tables)
     expected = {"exact": 0.96, "loss, other - own": 0.25, "steps to 0.9": 20, "steps": 30, "seconds": 6}
@@ -337,6 +343,9 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
     assert [row["pair [L, D]"] for row in sizes] == ["[20, 32]", "[21, 32]"]
     assert [row["latent [Z]"] for row in sizes] == ["", "[32]"]
     assert {row["context [T, D]"] for row in sizes} == {"[2, 32]"}
+    names = {tmp_path / "x/a_0": "x/a_0", tmp_path / "y/a_0": "y/a_0", tmp_path / "y/a_1": "y/a_1"}
+    assert names_of([*names], tmp_path) == names
+    assert [*set_ups_of(names)] == ["x/a", "y/a"]
     with pytest.raises(UsageError, match="has no runs: expected a folder of runs"):
         main(parse([str(tmp_path / "report"), "--encoders"]))
     with pytest.raises(UsageError, match="c has no train/exact_accuracy: expected runs of pretrain_etrm"):
