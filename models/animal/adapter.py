@@ -7,6 +7,7 @@ the adapters, under the names of peft's adapter_model.safetensors.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import warnings
 from contextlib import AbstractContextManager
@@ -113,10 +114,18 @@ class LoraLM(nn.Module):
         return context
 
     def files(self) -> dict[str, bytes]:
-        """Contents by file name, in peft's format: adapter_config.json, adapter_model.safetensors, the tokenizer."""
+        """Contents by file name, in peft's format: adapter_config.json, adapter_model.safetensors, the tokenizer.
+
+        Raises: OSError if the folder for temporary files cannot hold them.
+        """
         with tempfile.TemporaryDirectory() as name:
-            self.peft.save_pretrained(name, save_embedding_layers=False)
-            self.base.tokenizer.save_pretrained(name)
+            try:
+                self.peft.save_pretrained(name, save_embedding_layers=False)
+                self.base.tokenizer.save_pretrained(name)
+            except Exception as error:  # safetensors and tokenizers have the operating system's error only in the text
+                if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                    raise
+                raise OSError(int(number[1]), os.strerror(int(number[1])), name) from error
             files = sorted(path for path in Path(name).iterdir() if path.name != "README.md")  # an empty model card
             return {path.name: path.read_bytes() for path in files}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine.io import print_rank0
 from engine.task import Evaluation
 from tasks.animal.args import AnimalConfig
 from tasks.animal.pages import reports
@@ -18,11 +19,21 @@ class AnimalReport:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str | bytes]:
         step, taken = evaluation.step, self.task.measurement
-        files: dict[str, str | bytes] = {**self.task.model.files(), "samples.json": self._samples(step)}
+        files: dict[str, str | bytes] = {**self._adapter(), "samples.json": self._samples(step)}
         if taken.step != step:
             return files
         after = taken.newest if step else None
         return files | reports(taken.figures, taken.before, after, facts=self._facts(step))
+
+    def _adapter(self) -> dict[str, bytes]:
+        """A full disk is a warning, as it is for the other files: the next checkpoint has the adapter."""
+        try:
+            return self.task.model.files()
+        except OSError as error:
+            print_rank0(
+                f"warning: the adapter and its tokenizer could not be written ({error.strerror}); training continues"
+            )
+            return {}
 
     def _samples(self, step: int) -> str:
         rows = self.task.tables()["samples"]

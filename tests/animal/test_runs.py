@@ -15,9 +15,10 @@ import pytest
 from engine.checkpoint.manifest import load_checkpoint
 from engine.errors import Interrupted
 from engine.loop import compiling
+from engine.task import Evaluation
 from tasks.animal.loading import open_animal_run
 from tests.animal.conftest import SHORT, attempt
-from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
+from tests.conftest import _entry, files_of_at_most, finish, metrics, run_ranks, run_script, start_forked
 
 STEP = """
     total_loss concept_loss open_block_loss learning_rate ref_kl valid_fraction options_seen option_share/cat
@@ -162,6 +163,20 @@ def test_a_signal_lets_a_step_finish_and_leaves_an_evaluation(whole: Path, monke
     assert task.micro_batches(7)
     with pytest.raises(Interrupted, match="stopped while sampling"):
         task.evaluate(final=True)
+
+
+@pytest.mark.parametrize("most", [0, 400, 1500])
+def test_a_full_disk_for_temporary_files_is_a_warning(whole: Path, most: int, monkeypatch, capsys) -> None:
+    """safetensors and tokenizers do not raise an OSError: it was a traceback."""
+    monkeypatch.chdir(whole)
+    report = open_animal_run(whole / "run", device="cpu").plan.report
+    with files_of_at_most(most):
+        files = report(Evaluation(step=7, results={}, best=None, step_ms=None))
+    assert files.keys() == {"samples.json"}
+    assert (
+        "warning: the adapter and its tokenizer could not be written (File too large); training"
+        in capsys.readouterr().out
+    )
 
 
 def test_ranks_and_parts_change_nothing(place: Path) -> None:
