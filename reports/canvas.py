@@ -72,7 +72,7 @@ class Canvas:
         stroke = max(1, round(size * self.scale / 28)) if bold else 0
         self.pen.text(
             (x * self.scale, y * self.scale),
-            text,
+            _one_line(text),
             fill=colour,
             font=_font(round(size * self.scale)),
             anchor=anchor,
@@ -82,7 +82,12 @@ class Canvas:
 
     def text_width(self, text: str, size: float) -> float:
         """Logical width of a line of text."""
-        return self.pen.textlength(text, font=_font(round(size * self.scale))) / self.scale
+        return self.pen.textlength(_one_line(text), font=_font(round(size * self.scale))) / self.scale
+
+
+def _one_line(text: str) -> str:
+    """One line: the name of a run's folder may have a line break."""
+    return text.replace("\n", " ")
 
 
 def as_png(picture: Image.Image) -> bytes:

@@ -26,6 +26,9 @@ def writing(target: Path, other: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}): name another {other}") from None
+    except UnicodeEncodeError as error:
+        name = error.object[max(0, error.start - 40) : error.end]
+        raise UsageError(f"{target} cannot be written (a name that is not UTF-8, ...{name!r}): rename it") from None
 
 
 def write_json_result(target: Path, content: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ against the model.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,12 +49,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Write the folder."""
     from engine.run.load_run import family_function
+    from reports.output import check_place
     from tasks.graphs import require_format
     from verification.static import run_verdict
 
     require_format(args.format)
-    if args.out.exists():
+    if os.path.lexists(args.out):
         raise UsageError(f"{args.out} exists already: remove it or choose another folder")
+    check_place(args.out, example="exported")
     family_function(args.checkpoint, "graph", "export_graph")(args, run_verdict)
 
 

@@ -11,7 +11,10 @@ from engine.io import print_rank0
 from engine.loop.speed import duration, peak_text, size, step_text
 from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 from reports.cost.measure import Measurement, checkpoints_kept, measure, timed_stages
-from reports.output import write_json_result
+from reports.output import check_own, write_json_result
+
+MARK = b'{\n  "config": "'
+"""How a result begins: no other file is replaced by one."""
 
 
 def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, child: Sequence[str], name: str) -> None:
@@ -24,7 +27,9 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
     """
     from engine.device import choose_device
 
-    limit = None
+    if args.json is not None:
+        check_own(args.json, MARK, "result of estimate.py", example="estimate.json", flag="--json")
+    limit, numbers = None, dict[str, Any](config=name)
     if choose_device(config.device).device.type == "cpu" and (args.memory_limit or args.find_batch_size):
         limit = read_size(args.memory_limit) if args.memory_limit else usual_limit()
         limit_memory(limit)
@@ -37,7 +42,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
     except OutOfMemory as error:
         if not args.find_batch_size:
             raise
-        key, rows, numbers = error.batch_key, error.batch_rows, {}
+        key, rows = error.batch_key, error.batch_rows
         print_rank0(f"{error}; looking for a batch that fits")
     else:
         key, rows = measured.batch_key, measured.batch_rows

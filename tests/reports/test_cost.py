@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
+from reports.cost import report
 from reports.cost.batch_size import Trial, best, find_batch_size, read_size
 from reports.cost.measure import _before, checkpoints_kept
 from reports.cost.operations import Stage, stages, steps_within, training_flops
@@ -31,6 +33,13 @@ def _estimate(argv: list[str]) -> None:
 
 def estimate(folder: Path, *argv: str) -> Result:
     return run_forked(_estimate, list(argv), cwd=folder)
+
+
+def test_only_an_estimate_is_replaced_by_one(tmp_path: Path) -> None:
+    (other := tmp_path / "status.json").write_text('{"state": "done"}')
+    for target, message in ((other, "is not a result of estimate.py"), (tmp_path, "is a folder: name a file in it")):
+        with pytest.raises(UsageError, match=message):
+            report.estimate(None, pytest.fail, argparse.Namespace(json=target), [], "cfg")
 
 
 # --- the estimate -----------------------------------------------------------------------------------------------------

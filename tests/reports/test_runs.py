@@ -129,6 +129,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         for refuse in (prepare_folder, lambda place: write_report(place, {"report.md": "text"})):
             with pytest.raises(UsageError, match="--out"):
                 refuse(folder)
+    with pytest.raises(UsageError, match=r"a name that is not UTF-8, .*run b.udcff"):
+        write_report(tmp_path / "report", {"report.json": {"a": "run b\udcff"}})
     prepare_folder(tmp_path / "new/report")
     write_report(tmp_path / "new/report", {"report.md": "text", "report.json": {"a": 1}})
     assert json.loads((tmp_path / "new/report/report.json").read_text()) == {"a": 1}

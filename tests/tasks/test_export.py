@@ -111,6 +111,9 @@ def test_the_program_of_a_step_takes_any_number_of_rows_and_what_cannot_be_done_
     again = export(puzzles, "run", "export", "program")
     assert again.code == 2
     assert again.output.splitlines()[-1] == "error: program exists already: remove it or choose another folder"
+    inside = export(puzzles, "run", "export", "program/model.pt2/x")
+    assert "program/model.pt2/x cannot be written" in inside.output
+    assert "program/model.pt2 is not a folder" in inside.output
 
 
 def test_a_language_model_takes_any_number_of_rows_and_tokens(place: Path) -> None:  # noqa: F811

@@ -153,3 +153,10 @@ def test_canvas_scales() -> None:
     red = np.asarray(canvas.image)[:, :, 1] == 0
     assert red.sum() == 12 * 12
     assert red[6:18, 6:18].all()
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "not UTF-8: \udcff", "\n"])
+def test_any_name_can_be_drawn(text: str) -> None:
+    canvas = Canvas(40, 10, 1.0, "#ffffff")
+    assert canvas.text_width(text, 12) > 0
+    canvas.text(2, 5, text, size=12, colour="#000000")
