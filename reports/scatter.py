@@ -44,7 +44,9 @@ def draw_scatter(
         x_most: points beyond it are drawn at the right edge, labelled with their x.
         bound: a value of x to mark.
     """
-    canvas = Canvas(2 * MARGIN + 60 + WIDE + 24 + LEGEND, HEAD + HIGH + 70, 2.0, PAPER)
+    labels = [wrap(kind.label, LETTERS) for kind in kinds]
+    tall = max(HEAD + HIGH + 70, HEAD + 12 + sum(16 * len(parts) + 8 for parts in labels))
+    canvas = Canvas(2 * MARGIN + 60 + WIDE + 24 + LEGEND, tall, 2.0, PAPER)
     left, bottom = MARGIN + 60, HEAD + HIGH
     canvas.text(MARGIN, 28, title, size=20, colour=INK)
     canvas.text(MARGIN, 52, subtitle, size=12, colour=MUTED)
@@ -63,7 +65,7 @@ def draw_scatter(
     canvas.text(left + WIDE / 2, bottom + 42, titles[0], size=12, colour=MUTED, anchor="mm")
     colours = iter(COLOURS * (1 + len(kinds) // len(COLOURS)))
     y = HEAD + 12
-    for kind in kinds:
+    for kind, parts in zip(kinds, labels, strict=True):
         colour = PLAIN if kind.plain else next(colours)
         fill, line = (PAPER, colour) if kind.hollow else (colour, PAPER)
         for x, height in kind.values:
@@ -72,7 +74,7 @@ def draw_scatter(
             if x_most is not None and x > x_most:
                 canvas.text(at - 9, up(height), f"x = {x:.3g}", size=11, colour=MUTED, anchor="rm")
         dot(canvas, left + WIDE + 34, y, 11, fill, line)
-        for part in wrap(kind.label, LETTERS):
+        for part in parts:
             canvas.text(left + WIDE + 48, y, part, size=12, colour=INK)
             y += 16
         y += 8

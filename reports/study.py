@@ -127,14 +127,21 @@ def group(runs: Sequence[Run], study: Study) -> tuple[list[Cell], list[str]]:
     """The cells of a study in order, and a warning for each repeated seed of a cell, whose newer run is used."""
     settings = [study.settings(run.config) for run in runs]
     cells: dict[str, Cell] = {}
-    warnings = []
+    same: dict[tuple[str, int], list[Run]] = {}
     for run, own, name in zip(runs, settings, study.names(settings), strict=True):
-        cell = cells.setdefault(name, Cell(name, own))
-        newer, other = run, cell.runs.get(run.seed)
-        if other is not None:
-            older, newer = sorted((other, run), key=lambda one: (one.path / "summary.json").stat().st_mtime)
-            warnings.append(f"{name} has seed {run.seed} twice: {newer.path} counts, the older {older.path} does not")
-        cell.runs[run.seed] = newer
+        cells.setdefault(name, Cell(name, own))
+        same.setdefault((name, run.seed), []).append(run)
+    warnings = []
+    for (name, seed), repeated in same.items():
+        if len(repeated) > 1:
+            repeated.sort(key=lambda one: (one.path / "summary.json").stat().st_mtime)
+        *older, newest = repeated
+        cells[name].runs[seed] = newest
+        if len(older) == 1:
+            warnings.append(f"{name} has seed {seed} twice: {newest.path} counts, the older {older[0].path} does not")
+        elif older:
+            others = f"{len(older)} older ones do not (e.g. {older[-1].path})"
+            warnings.append(f"{name} has seed {seed} {len(repeated)} times: {newest.path} counts, {others}")
     return sorted(cells.values(), key=lambda cell: (study.rank(cell), natural_key(cell.name))), warnings
 
 

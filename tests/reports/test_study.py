@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,23 @@ def test_cells_are_named_by_all_settings_that_differ(runs: Path) -> None:
         "name=looped@Looped, learning_rate=0.003",
     ]
     assert [sorted(cell.runs) for cell in cells] == [[0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize(
+    ("copies", "message"),
+    [
+        (2, "seed 0 twice: {}/0 counts, the older {}/1 does not"),
+        (3, "3 times: {}/0 counts, 2 older ones do not (e.g. {}/1)"),
+    ],
+)
+def test_the_newest_of_repeated_runs_counts(tmp_path: Path, copies: int, message: str) -> None:
+    for number in range(copies):
+        write_run(tmp_path / str(number), config("gpt@GPT", 1e-3, 0), {LOSS: float(number)})
+        os.utime(tmp_path / str(number) / "summary.json", (100 - number, 100 - number))
+    runs, _ = find_runs([tmp_path], LOSS, Study())
+    (cell,), (warning,) = group(runs, Study())
+    assert cell.runs[0].path == tmp_path / "0"
+    assert message.format(tmp_path, tmp_path) in warning
 
 
 def test_a_cell_is_compared_with_the_baseline_of_its_other_settings(runs: Path) -> None:

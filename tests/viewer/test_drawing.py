@@ -10,6 +10,7 @@ from PIL import ImageColor
 from rich.console import Console
 
 from reports.canvas import Canvas
+from reports.scatter import Points, draw_scatter
 from tests.viewer.test_trajectory import LAYOUT, SOLUTION, WRONG, trajectory
 from viewer import picture as still
 from viewer.picture import draw_picture, picture_capacity
@@ -160,3 +161,11 @@ def test_any_name_can_be_drawn(text: str) -> None:
     canvas = Canvas(40, 10, 1.0, "#ffffff")
     assert canvas.text_width(text, 12) > 0
     canvas.text(2, 5, text, size=12, colour="#000000")
+
+
+def test_a_scatter_has_room_for_its_legend() -> None:
+    kinds = [Points(f"cell {number}", [(0.0, 1.0)]) for number in range(40)]
+    few, many = (draw_scatter("t", "s", ("x", "y"), kinds[:count]) for count in (3, 40))
+    assert many.height > few.height
+    last_row = np.asarray(many)[-60:, 1300:]
+    assert (last_row != np.asarray(many)[-1, -1]).any()
