@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cli.translate import quote
 from engine.errors import UsageError
 from engine.registry import ROOT
 
@@ -28,7 +29,8 @@ class Track:
         """Seed -> the words of its launch, which writes to `folder`/seed_N; `extra`: further overrides."""
         script, *words = self.words
         command = ["python", str(ROOT / script), *words, *extra]
-        return {seed: [*command, f"seed={seed}", f"run_dir={folder / f'seed_{seed}'}"] for seed in seeds}
+        places = {seed: quote(str(folder / f"seed_{seed}")) for seed in seeds}
+        return {seed: [*command, f"seed={seed}", f"run_dir={places[seed]}"] for seed in seeds}
 
 
 TRACKS = {

@@ -22,12 +22,13 @@ TINY = ("+debug=tiny", "max_steps=4", "checkpoint_interval=2", "total_steps=4", 
 
 @pytest.mark.parametrize("track", TRACKS.values(), ids=TRACKS)
 def test_the_commands_compose(track: Track, tmp_path: Path) -> None:
-    for seed, words in track.commands((3, 4), tmp_path).items():
+    folder = tmp_path / "a folder, x=é"
+    for seed, words in track.commands((3, 4), folder).items():
         assert words[0] == "python"
         trace = resolve(Path(words[1]), words[2:], root=ROOT)
         assert trace.config is not None, trace.problems
         assert trace.config.seed == seed
-        assert Path(trace.config.run_dir) == tmp_path / f"seed_{seed}"
+        assert Path(trace.config.run_dir) == folder / f"seed_{seed}"
 
 
 def test_a_dry_run_prints_the_commands(tmp_path: Path) -> None:

@@ -116,6 +116,13 @@ def test_the_report_is_written(runs: Path, tmp_path: Path, capsys: pytest.Captur
         main(parse([str(tmp_path / "other")]))
 
 
+def test_the_plan_quotes_its_folder(tmp_path: Path) -> None:
+    *_, adapters = write_plan(tmp_path / "a folder", 1, Sizes())
+    words = shlex.split(adapters.read_text().splitlines()[0])
+    assert {f"run_dir='{tmp_path}/a folder/seed1/on_wikitext_base_lora'"} < set(words)
+    assert f"ff_checkpoint_dir='{tmp_path}/a folder/seed1/wikitext_base'" in words
+
+
 def test_the_plan_of_the_comparison(tmp_path: Path) -> None:
     """As many runs as the page says, bases before what stands on them, equal parameters; marks are kept."""
     files = write_plan(tmp_path, 3, Sizes())

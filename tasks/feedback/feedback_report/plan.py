@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cli.translate import quote
 from engine.errors import UsageError
 from engine.io import atomic_write_text
 from engine.registry import ROOT
@@ -77,12 +78,15 @@ def _base(seed: int, folder: Path, dataset: str, name: str, steps: int, *words: 
 def _adapter(
     seed: int, folder: Path, steps: int, base: str, name: str, *words: str, script: str = "feedbackward_alt_train.py"
 ) -> list[str]:
-    named = f"ff_checkpoint_dir={folder / base}", f"ff_checkpoint_name=epoch_ckpt_{base.partition('_')[0]}.pt"
+    named = (
+        f"ff_checkpoint_dir={quote(str(folder / base))}",
+        f"ff_checkpoint_name=epoch_ckpt_{base.partition('_')[0]}.pt",
+    )
     return _command(script, seed, folder / f"on_{base}_{name}", "gsm8k", steps, *named, *words)
 
 
 def _command(script: str, seed: int, run: Path, dataset: str, steps: int, *words: str) -> list[str]:
-    plain = ("num_samples=0", "verify=off", f"total_steps={steps}", f"seed={seed}", f"run_dir={run}")
+    plain = ("num_samples=0", "verify=off", f"total_steps={steps}", f"seed={seed}", f"run_dir={quote(str(run))}")
     return ["python", str(ROOT / script), "--config", str(SETTINGS), f"active_dataset={dataset}", *plain, *words]
 
 
