@@ -279,6 +279,7 @@ def test_a_run_that_cannot_be_used_is_one_line(name: str, tmp_path: Path, compos
         (["."], "no run of HRM with a final evaluation"),
         ([], "RUNS"),
         ([".", "--metric", "loss"], "exact_accuracy"),
+        ([".", "--device", "cdua"], "device=cdua: expected auto, cpu, cuda, cuda:N or mps"),
     ],
 )
 def test_bad_arguments_are_one_line(argv: list[str], words: str, tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ from tasks.recursive_reasoning.feudal_report.tables import report_text, score_ta
 
 def write_feudal_report(args: argparse.Namespace) -> None:
     """Print and write the report, for the arguments of scripts/feudal_report.py. Raises: UsageError."""
+    if not args.no_interventions:
+        from engine.device import choose_device
+
+        choose_device(args.device)  # before the work: a wrong one would leave every run unmeasured
     metric, folder, study = f"eval/{args.metric}", args.out.absolute(), FeudalStudy()
     runs, warnings = find_runs([place.absolute() for place in args.runs], metric, study)
     prepare_folder(folder)
