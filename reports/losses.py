@@ -70,12 +70,14 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         raise UsageError(
             f"{file} {reading.reason_of(error)}: expected a run, or a file like its metrics.jsonl"
         ) from None
-    if len(texts) > 1 and not texts[-1].endswith(b"\n"):
-        texts.pop()  # half-written: the run goes on, or was killed
-    try:
-        lines = [json.loads(text) for text in texts]
-    except (ValueError, RecursionError):
-        raise UsageError(f"{file} is not a file of JSON lines, as a run's metrics.jsonl is") from None
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except (ValueError, RecursionError):
+            if 1 < number == len(texts) and not text.endswith(b"\n"):
+                break  # half-written: the run goes on, or was killed
+            raise UsageError(f"{file} is not a file of JSON lines, as a run's metrics.jsonl is") from None
     return [line for line in lines if isinstance(line, dict)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -91,8 +92,9 @@ def pick_checkpoint(run: Path, name: str) -> Path:
 def near_path(path: str, fits: Callable[[Path], bool]) -> str:
     """The end of an error line on a `path` that does not exist: the entry beside it with the most similar name among
     those for which `fits` is true; "" if there is none."""
-    place = user_path(path)
-    names = [entry.name for entry in place.parent.iterdir() if fits(entry)] if place.parent.is_dir() else []
+    place, names = user_path(path), list[str]()
+    with contextlib.suppress(OSError):  # no hint from a folder that does not exist or cannot be read
+        names = [entry.name for entry in place.parent.iterdir() if fits(entry)]
     near = difflib.get_close_matches(place.name, names, n=1)
     return f": did you mean '{os.path.join(os.path.dirname(path.rstrip('/')), near[0])}'?" if near else ""
 

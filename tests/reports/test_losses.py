@@ -46,8 +46,8 @@ def test_the_command(pair: list[Path], tmp_path: Path) -> None:
     same = run_script("scripts/compare_losses", str(pair[0]), str(pair[0] / "metrics.jsonl"), "--assert-equal")
     assert (same.code, same.output.count("equal: 6 values\n")) == (0, 1)
     assert "are the same metrics, which always agree" in same.output
-    (copy := tmp_path / "copy.jsonl").write_text((pair[0] / "metrics.jsonl").read_text())
-    equal = run_script("scripts/compare_losses", str(pair[0]), str(copy), "--assert-equal")
+    (copy := tmp_path / "copy.jsonl").write_text((pair[0] / "metrics.jsonl").read_text().rstrip())
+    equal = run_script("scripts/compare_losses", str(pair[0]), str(copy), "--assert-equal")  # all lines count
     assert (equal.code, equal.output) == (0, "equal: 6 values\n")
     other = run_script("scripts/compare_losses", *map(str, pair), "--assert-equal")
     assert other.code == 1
