@@ -81,6 +81,14 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
+def require_metrics(first: Record, second: Record, *, patterns: Sequence[str]) -> None:
+    """Raises: UsageError for a pattern that matches no metric of either."""
+    names = {metric for _, metric in {**first, **second}}
+    for one in patterns:
+        if not any(re.search(one, name) for name in names):
+            raise UsageError(f"--metrics {one}: neither has such a metric: {did_you_mean(one, names)}")
+
+
 def compare_losses(
     first: Record, second: Record, *, tolerance: float = 0.0, absolute: float = 0.0, patterns: Sequence[str] = ()
 ) -> tuple[list[Difference], int]:
@@ -90,13 +98,7 @@ def compare_losses(
         tolerance: relative difference that is ignored; 0 compares exactly.
         absolute: absolute difference that is ignored, for metrics that are differences of nearly equal figures.
         patterns: regular expressions; only metrics that match one are compared.
-
-    Raises: UsageError for a pattern that no metric matches.
     """
-    names = {metric for _, metric in {**first, **second}}
-    for one in patterns:
-        if not any(re.search(one, name) for name in names):
-            raise UsageError(f"--metrics {one}: neither has such a metric: {did_you_mean(one, names)}")
     keys = [key for key in {**first, **second} if not patterns or any(re.search(one, key[1]) for one in patterns)]
     gaps: dict[str, list[tuple[int, float]]] = {}
     for key in keys:

@@ -52,10 +52,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Compare and print; return the exit code."""
-    from reports.losses import as_text, compare_losses, read_losses, same_file
+    from reports.losses import as_text, compare_losses, read_losses, require_metrics, same_file
 
     try:
         records = [read_losses(place) for place in (args.first, args.second)]
+        require_metrics(*records, patterns=args.metrics)
         differences, compared = compare_losses(*records, tolerance=args.tolerance, patterns=args.metrics)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
