@@ -23,7 +23,7 @@ from engine.io import print_rank0
 from engine.run.files import read_yaml
 from engine.run.load_run import open_checkpoint
 from reports.output import prepare_folder, write_report
-from reports.runs import curve, curves, first_step, run_folders_below
+from reports.runs import curves, first_step, run_folders_below
 from reports.tables import Column, Table
 from tasks.etrm.family import FAMILY
 from tasks.loading import data_root
@@ -121,22 +121,19 @@ def _number(heading: str, digits: int = 2) -> Column:
 
 
 def learned_table(names: Mapping[Path, str]) -> Table:
-    """A row for each run: last training metrics, first step with exact accuracy 0.9, steps and time."""
+    """A row for each run: last training metrics, first step with exact accuracy 0.9, steps, and time of all training
+    steps, without evaluation and start-up."""
     numbers = [_number(heading) for heading in FIGURES]
     counts = [_number(heading, digits=0) for heading in (f"steps to {REACHED}", "steps", "seconds")]
     table = Table([Column("run"), *numbers, *counts])
     for folder, name in names.items():
-        points_of = {heading: curve(folder, f"train/{metric}") for heading, metric in FIGURES.items()}
-        last = [points[-1][1] if points else None for points in points_of.values()]
-        steps = points_of["exact"][-1][0]
-        table.add(name, *last, first_step(points_of["exact"], REACHED), steps, _seconds(folder, steps))
+        recorded = curves(folder)
+        figures = [recorded.get(f"train/{metric}") for metric in FIGURES.values()]
+        exact = recorded[f"train/{FIGURES['exact']}"]
+        last, steps = [points[-1][1] if points else None for points in figures], exact[-1][0]
+        seconds = steps * fmean(value for _, value in recorded.get("time/step_ms", [(0, 0.0)])) / 1000
+        table.add(name, *last, first_step(exact, REACHED), steps, seconds)
     return table
-
-
-def _seconds(folder: Path, steps: int) -> float:
-    """Time of all training steps, without evaluation and start-up."""
-    times = [value for _, value in curve(folder, "time/step_ms")]
-    return steps * sum(times) / len(times) / 1000 if times else 0.0
 
 
 def sizes_table(set_ups: dict[str, list[Path]]) -> Table:
